@@ -1,0 +1,1 @@
+"""Composition: controller, Ray, plain processes, command line."""

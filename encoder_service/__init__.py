@@ -1,0 +1,1 @@
+"""Text to vectors: cards, tokenising, batching, models."""

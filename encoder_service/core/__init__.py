@@ -1,0 +1,1 @@
+"""Pure: cards, chunking, batch planning."""

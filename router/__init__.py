@@ -1,0 +1,1 @@
+"""Scatter-gather: rounds, merging, coverage."""

@@ -1,0 +1,1 @@
+"""Pure: rounds, merge, coverage, topology."""

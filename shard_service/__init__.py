@@ -1,0 +1,1 @@
+"""Parts of a collection: segments, tail, search."""

@@ -1,0 +1,1 @@
+"""Pure: row tables, visibility, candidate guard, sealing policy."""

@@ -1,0 +1,1 @@
+"""FAISS behind a small port."""

@@ -1,0 +1,1 @@
+"""Shoal: distributed dense retrieval."""

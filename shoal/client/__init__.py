@@ -1,0 +1,1 @@
+"""The public client: `shoal.connect` and `shoal.aio.connect`."""

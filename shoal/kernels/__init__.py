@@ -1,0 +1,1 @@
+"""Scoring kernels, and the NumPy oracles that define their bits."""

@@ -1,0 +1,1 @@
+"""Ports of durable state (log, catalog, blobs) and their directory adapters."""
