@@ -21,23 +21,16 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from shoal.errors import InternalError, MalformedMessage, NotSupported, ShoalError
+from shoal.wire.channels import channel_options
 from shoal.wire.errors import grpc_code, trailers
+
+__all__ = ["Context", "GrpcServer", "RawHandler", "channel_options", "fail"]
 
 logger = logging.getLogger(__name__)
 
 Servicer = object
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 RawHandler: TypeAlias = "Callable[[bytes, Context], Awaitable[bytes]]"
-
-
-def channel_options(max_message_bytes: int) -> list[tuple[str, int]]:
-    """Options that every Shoal server and channel uses."""
-    return [
-        ("grpc.max_receive_message_length", max_message_bytes),
-        ("grpc.max_send_message_length", max_message_bytes),
-        ("grpc.so_reuseport", 0),
-        ("grpc.enable_http_proxy", 0),
-    ]
 
 
 class GrpcServer:
