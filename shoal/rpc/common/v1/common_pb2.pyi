@@ -25,9 +25,7 @@ class _ElementType:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
 
-class _ElementTypeEnumTypeWrapper(
-    _enum_type_wrapper._EnumTypeWrapper[_ElementType.ValueType], _builtins.type
-):
+class _ElementTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ElementType.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     ELEMENT_TYPE_UNSPECIFIED: _ElementType.ValueType  # 0
     """Never valid on the wire."""
@@ -63,9 +61,7 @@ class _CollectionKind:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
 
-class _CollectionKindEnumTypeWrapper(
-    _enum_type_wrapper._EnumTypeWrapper[_CollectionKind.ValueType], _builtins.type
-):
+class _CollectionKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CollectionKind.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     COLLECTION_KIND_UNSPECIFIED: _CollectionKind.ValueType  # 0
     """Never valid on the wire."""
@@ -89,9 +85,7 @@ class _Similarity:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
 
-class _SimilarityEnumTypeWrapper(
-    _enum_type_wrapper._EnumTypeWrapper[_Similarity.ValueType], _builtins.type
-):
+class _SimilarityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Similarity.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     SIMILARITY_UNSPECIFIED: _Similarity.ValueType  # 0
     """"Not given": the card's similarity, or cosine without a card."""
@@ -146,9 +140,7 @@ class Matrix(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "columns", b"columns", "data", b"data", "element_type", b"element_type", "rows", b"rows"
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "data", b"data", "element_type", b"element_type", "rows", b"rows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -214,30 +206,7 @@ class CollectionSettings(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "card_json",
-        b"card_json",
-        "chunk_overlap",
-        b"chunk_overlap",
-        "chunk_tokens",
-        b"chunk_tokens",
-        "dim",
-        b"dim",
-        "encoder",
-        b"encoder",
-        "fingerprint",
-        b"fingerprint",
-        "index",
-        b"index",
-        "kind",
-        b"kind",
-        "name",
-        b"name",
-        "similarity",
-        b"similarity",
-        "uuid",
-        b"uuid",
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["card_json", b"card_json", "chunk_overlap", b"chunk_overlap", "chunk_tokens", b"chunk_tokens", "dim", b"dim", "encoder", b"encoder", "fingerprint", b"fingerprint", "index", b"index", "kind", b"kind", "name", b"name", "similarity", b"similarity", "uuid", b"uuid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -289,9 +258,7 @@ class Status(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "message", b"message", "metadata", b"metadata", "reason", b"reason"
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "metadata", b"metadata", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -359,18 +326,7 @@ class Coverage(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "documents_covered",
-        b"documents_covered",
-        "documents_total",
-        b"documents_total",
-        "missing",
-        b"missing",
-        "shards_answered",
-        b"shards_answered",
-        "shards_total",
-        b"shards_total",
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["documents_covered", b"documents_covered", "documents_total", b"documents_total", "missing", b"missing", "shards_answered", b"shards_answered", "shards_total", b"shards_total"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -430,9 +386,7 @@ class Document(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "id", b"id", "payload", b"payload", "text", b"text", "title", b"title"
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "payload", b"payload", "text", b"text", "title", b"title"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -478,22 +432,7 @@ class StageTimings(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "encode_cached",
-        b"encode_cached",
-        "encode_us",
-        b"encode_us",
-        "fan_out_us",
-        b"fan_out_us",
-        "fetch_us",
-        b"fetch_us",
-        "merge_us",
-        b"merge_us",
-        "queue_us",
-        b"queue_us",
-        "total_us",
-        b"total_us",
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["encode_cached", b"encode_cached", "encode_us", b"encode_us", "fan_out_us", b"fan_out_us", "fetch_us", b"fetch_us", "merge_us", b"merge_us", "queue_us", b"queue_us", "total_us", b"total_us"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -4,15 +4,18 @@
 # source: shoal/rpc/controller/v1/controller.proto
 # Protobuf Python Version: 6.33.5
 """Generated protocol buffer code."""
-
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import descriptor_pool as _descriptor_pool
 from google.protobuf import runtime_version as _runtime_version
 from google.protobuf import symbol_database as _symbol_database
 from google.protobuf.internal import builder as _builder
-
 _runtime_version.ValidateProtobufRuntimeVersion(
-    _runtime_version.Domain.PUBLIC, 6, 33, 5, "", "shoal/rpc/controller/v1/controller.proto"
+    _runtime_version.Domain.PUBLIC,
+    6,
+    33,
+    5,
+    '',
+    'shoal/rpc/controller/v1/controller.proto'
 )
 # @@protoc_insertion_point(imports)
 
@@ -23,45 +26,41 @@ from shoal.rpc.common.v1 import common_pb2 as shoal_dot_rpc_dot_common_dot_v1_do
 from shoal.rpc.router.v1 import router_pb2 as shoal_dot_rpc_dot_router_dot_v1_dot_router__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(
-    b'\n(shoal/rpc/controller/v1/controller.proto\x12\x17shoal.rpc.controller.v1\x1a shoal/rpc/common/v1/common.proto\x1a shoal/rpc/router/v1/router.proto"\'\n\x14WatchTopologyRequest\x12\x0f\n\x07watcher\x18\x01 \x01(\t"L\n\x15WatchTopologyResponse\x12\x33\n\x08topology\x18\x01 \x01(\x0b\x32!.shoal.rpc.controller.v1.Topology"\xfb\x01\n\x08Topology\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x33\n\x08\x65ncoders\x18\x02 \x03(\x0b\x32!.shoal.rpc.controller.v1.Endpoint\x12\x32\n\x07servers\x18\x03 \x03(\x0b\x32!.shoal.rpc.controller.v1.Endpoint\x12\x41\n\x0b\x63ollections\x18\x04 \x03(\x0b\x32,.shoal.rpc.controller.v1.CollectionPlacement\x12\x32\n\x07routers\x18\x05 \x03(\x0b\x32!.shoal.rpc.controller.v1.Endpoint"?\n\x08\x45ndpoint\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x14\n\x0c\x66ingerprints\x18\x03 \x03(\t"\x9d\x01\n\x13\x43ollectionPlacement\x12\x39\n\x08settings\x18\x01 \x01(\x0b\x32\'.shoal.rpc.common.v1.CollectionSettings\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\x37\n\x06shards\x18\x03 \x03(\x0b\x32\'.shoal.rpc.controller.v1.ShardPlacement"J\n\x0eShardPlacement\x12\x0f\n\x07servers\x18\x01 \x03(\t\x12\x11\n\tdocuments\x18\x02 \x01(\x04\x12\x14\n\x0cwriter_epoch\x18\x03 \x01(\x04"X\n\x17\x43reateCollectionRequest\x12=\n\x07request\x18\x01 \x01(\x0b\x32,.shoal.rpc.router.v1.CreateCollectionRequest"v\n\x18\x43reateCollectionResponse\x12@\n\ncollection\x18\x01 \x01(\x0b\x32,.shoal.rpc.controller.v1.CollectionPlacement\x12\x18\n\x10topology_version\x18\x02 \x01(\x04"%\n\x15\x44ropCollectionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t"2\n\x16\x44ropCollectionResponse\x12\x18\n\x10topology_version\x18\x01 \x01(\x04"D\n\x11\x41\x63\x63\x65ptLossRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\r\n\x05shard\x18\x02 \x01(\r\x12\x0c\n\x04loss\x18\x03 \x01(\t".\n\x12\x41\x63\x63\x65ptLossResponse\x12\x18\n\x10topology_version\x18\x01 \x01(\x04"\x19\n\x17GetClusterStatusRequest"\xa3\x01\n\x18GetClusterStatusResponse\x12\x33\n\tprocesses\x18\x01 \x03(\x0b\x32 .shoal.rpc.router.v1.ProcessInfo\x12\x38\n\x0b\x63ollections\x18\x02 \x03(\x0b\x32#.shoal.rpc.router.v1.CollectionInfo\x12\x18\n\x10topology_version\x18\x03 \x01(\x04\x32\xd1\x04\n\x11\x43ontrollerService\x12p\n\rWatchTopology\x12-.shoal.rpc.controller.v1.WatchTopologyRequest\x1a..shoal.rpc.controller.v1.WatchTopologyResponse0\x01\x12w\n\x10\x43reateCollection\x12\x30.shoal.rpc.controller.v1.CreateCollectionRequest\x1a\x31.shoal.rpc.controller.v1.CreateCollectionResponse\x12q\n\x0e\x44ropCollection\x12..shoal.rpc.controller.v1.DropCollectionRequest\x1a/.shoal.rpc.controller.v1.DropCollectionResponse\x12\x65\n\nAcceptLoss\x12*.shoal.rpc.controller.v1.AcceptLossRequest\x1a+.shoal.rpc.controller.v1.AcceptLossResponse\x12w\n\x10GetClusterStatus\x12\x30.shoal.rpc.controller.v1.GetClusterStatusRequest\x1a\x31.shoal.rpc.controller.v1.GetClusterStatusResponseb\x06proto3'
-)
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(shoal/rpc/controller/v1/controller.proto\x12\x17shoal.rpc.controller.v1\x1a shoal/rpc/common/v1/common.proto\x1a shoal/rpc/router/v1/router.proto\"\'\n\x14WatchTopologyRequest\x12\x0f\n\x07watcher\x18\x01 \x01(\t\"L\n\x15WatchTopologyResponse\x12\x33\n\x08topology\x18\x01 \x01(\x0b\x32!.shoal.rpc.controller.v1.Topology\"\xfb\x01\n\x08Topology\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x33\n\x08\x65ncoders\x18\x02 \x03(\x0b\x32!.shoal.rpc.controller.v1.Endpoint\x12\x32\n\x07servers\x18\x03 \x03(\x0b\x32!.shoal.rpc.controller.v1.Endpoint\x12\x41\n\x0b\x63ollections\x18\x04 \x03(\x0b\x32,.shoal.rpc.controller.v1.CollectionPlacement\x12\x32\n\x07routers\x18\x05 \x03(\x0b\x32!.shoal.rpc.controller.v1.Endpoint\"?\n\x08\x45ndpoint\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x14\n\x0c\x66ingerprints\x18\x03 \x03(\t\"\x9d\x01\n\x13\x43ollectionPlacement\x12\x39\n\x08settings\x18\x01 \x01(\x0b\x32\'.shoal.rpc.common.v1.CollectionSettings\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\x37\n\x06shards\x18\x03 \x03(\x0b\x32\'.shoal.rpc.controller.v1.ShardPlacement\"J\n\x0eShardPlacement\x12\x0f\n\x07servers\x18\x01 \x03(\t\x12\x11\n\tdocuments\x18\x02 \x01(\x04\x12\x14\n\x0cwriter_epoch\x18\x03 \x01(\x04\"X\n\x17\x43reateCollectionRequest\x12=\n\x07request\x18\x01 \x01(\x0b\x32,.shoal.rpc.router.v1.CreateCollectionRequest\"v\n\x18\x43reateCollectionResponse\x12@\n\ncollection\x18\x01 \x01(\x0b\x32,.shoal.rpc.controller.v1.CollectionPlacement\x12\x18\n\x10topology_version\x18\x02 \x01(\x04\"%\n\x15\x44ropCollectionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"2\n\x16\x44ropCollectionResponse\x12\x18\n\x10topology_version\x18\x01 \x01(\x04\"D\n\x11\x41\x63\x63\x65ptLossRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\r\n\x05shard\x18\x02 \x01(\r\x12\x0c\n\x04loss\x18\x03 \x01(\t\".\n\x12\x41\x63\x63\x65ptLossResponse\x12\x18\n\x10topology_version\x18\x01 \x01(\x04\"\x19\n\x17GetClusterStatusRequest\"\xa3\x01\n\x18GetClusterStatusResponse\x12\x33\n\tprocesses\x18\x01 \x03(\x0b\x32 .shoal.rpc.router.v1.ProcessInfo\x12\x38\n\x0b\x63ollections\x18\x02 \x03(\x0b\x32#.shoal.rpc.router.v1.CollectionInfo\x12\x18\n\x10topology_version\x18\x03 \x01(\x04\x32\xd1\x04\n\x11\x43ontrollerService\x12p\n\rWatchTopology\x12-.shoal.rpc.controller.v1.WatchTopologyRequest\x1a..shoal.rpc.controller.v1.WatchTopologyResponse0\x01\x12w\n\x10\x43reateCollection\x12\x30.shoal.rpc.controller.v1.CreateCollectionRequest\x1a\x31.shoal.rpc.controller.v1.CreateCollectionResponse\x12q\n\x0e\x44ropCollection\x12..shoal.rpc.controller.v1.DropCollectionRequest\x1a/.shoal.rpc.controller.v1.DropCollectionResponse\x12\x65\n\nAcceptLoss\x12*.shoal.rpc.controller.v1.AcceptLossRequest\x1a+.shoal.rpc.controller.v1.AcceptLossResponse\x12w\n\x10GetClusterStatus\x12\x30.shoal.rpc.controller.v1.GetClusterStatusRequest\x1a\x31.shoal.rpc.controller.v1.GetClusterStatusResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
-_builder.BuildTopDescriptorsAndMessages(
-    DESCRIPTOR, "shoal.rpc.controller.v1.controller_pb2", _globals
-)
+_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'shoal.rpc.controller.v1.controller_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-    DESCRIPTOR._loaded_options = None
-    _globals["_WATCHTOPOLOGYREQUEST"]._serialized_start = 137
-    _globals["_WATCHTOPOLOGYREQUEST"]._serialized_end = 176
-    _globals["_WATCHTOPOLOGYRESPONSE"]._serialized_start = 178
-    _globals["_WATCHTOPOLOGYRESPONSE"]._serialized_end = 254
-    _globals["_TOPOLOGY"]._serialized_start = 257
-    _globals["_TOPOLOGY"]._serialized_end = 508
-    _globals["_ENDPOINT"]._serialized_start = 510
-    _globals["_ENDPOINT"]._serialized_end = 573
-    _globals["_COLLECTIONPLACEMENT"]._serialized_start = 576
-    _globals["_COLLECTIONPLACEMENT"]._serialized_end = 733
-    _globals["_SHARDPLACEMENT"]._serialized_start = 735
-    _globals["_SHARDPLACEMENT"]._serialized_end = 809
-    _globals["_CREATECOLLECTIONREQUEST"]._serialized_start = 811
-    _globals["_CREATECOLLECTIONREQUEST"]._serialized_end = 899
-    _globals["_CREATECOLLECTIONRESPONSE"]._serialized_start = 901
-    _globals["_CREATECOLLECTIONRESPONSE"]._serialized_end = 1019
-    _globals["_DROPCOLLECTIONREQUEST"]._serialized_start = 1021
-    _globals["_DROPCOLLECTIONREQUEST"]._serialized_end = 1058
-    _globals["_DROPCOLLECTIONRESPONSE"]._serialized_start = 1060
-    _globals["_DROPCOLLECTIONRESPONSE"]._serialized_end = 1110
-    _globals["_ACCEPTLOSSREQUEST"]._serialized_start = 1112
-    _globals["_ACCEPTLOSSREQUEST"]._serialized_end = 1180
-    _globals["_ACCEPTLOSSRESPONSE"]._serialized_start = 1182
-    _globals["_ACCEPTLOSSRESPONSE"]._serialized_end = 1228
-    _globals["_GETCLUSTERSTATUSREQUEST"]._serialized_start = 1230
-    _globals["_GETCLUSTERSTATUSREQUEST"]._serialized_end = 1255
-    _globals["_GETCLUSTERSTATUSRESPONSE"]._serialized_start = 1258
-    _globals["_GETCLUSTERSTATUSRESPONSE"]._serialized_end = 1421
-    _globals["_CONTROLLERSERVICE"]._serialized_start = 1424
-    _globals["_CONTROLLERSERVICE"]._serialized_end = 2017
+  DESCRIPTOR._loaded_options = None
+  _globals['_WATCHTOPOLOGYREQUEST']._serialized_start=137
+  _globals['_WATCHTOPOLOGYREQUEST']._serialized_end=176
+  _globals['_WATCHTOPOLOGYRESPONSE']._serialized_start=178
+  _globals['_WATCHTOPOLOGYRESPONSE']._serialized_end=254
+  _globals['_TOPOLOGY']._serialized_start=257
+  _globals['_TOPOLOGY']._serialized_end=508
+  _globals['_ENDPOINT']._serialized_start=510
+  _globals['_ENDPOINT']._serialized_end=573
+  _globals['_COLLECTIONPLACEMENT']._serialized_start=576
+  _globals['_COLLECTIONPLACEMENT']._serialized_end=733
+  _globals['_SHARDPLACEMENT']._serialized_start=735
+  _globals['_SHARDPLACEMENT']._serialized_end=809
+  _globals['_CREATECOLLECTIONREQUEST']._serialized_start=811
+  _globals['_CREATECOLLECTIONREQUEST']._serialized_end=899
+  _globals['_CREATECOLLECTIONRESPONSE']._serialized_start=901
+  _globals['_CREATECOLLECTIONRESPONSE']._serialized_end=1019
+  _globals['_DROPCOLLECTIONREQUEST']._serialized_start=1021
+  _globals['_DROPCOLLECTIONREQUEST']._serialized_end=1058
+  _globals['_DROPCOLLECTIONRESPONSE']._serialized_start=1060
+  _globals['_DROPCOLLECTIONRESPONSE']._serialized_end=1110
+  _globals['_ACCEPTLOSSREQUEST']._serialized_start=1112
+  _globals['_ACCEPTLOSSREQUEST']._serialized_end=1180
+  _globals['_ACCEPTLOSSRESPONSE']._serialized_start=1182
+  _globals['_ACCEPTLOSSRESPONSE']._serialized_end=1228
+  _globals['_GETCLUSTERSTATUSREQUEST']._serialized_start=1230
+  _globals['_GETCLUSTERSTATUSREQUEST']._serialized_end=1255
+  _globals['_GETCLUSTERSTATUSRESPONSE']._serialized_start=1258
+  _globals['_GETCLUSTERSTATUSRESPONSE']._serialized_end=1421
+  _globals['_CONTROLLERSERVICE']._serialized_start=1424
+  _globals['_CONTROLLERSERVICE']._serialized_end=2017
 # @@protoc_insertion_point(module_scope)

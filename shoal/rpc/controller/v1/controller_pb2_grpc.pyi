@@ -19,6 +19,7 @@ else:
 _T = _typing.TypeVar("_T")
 
 class _MaybeAsyncIterator(_abc.AsyncIterator[_T], _abc.Iterator[_T], metaclass=_abc_1.ABCMeta): ...
+
 class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ignore[misc, type-arg]
     ...
 
@@ -34,29 +35,19 @@ class ControllerServiceStub:
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ControllerServiceAsyncStub: ...
-    WatchTopology: _grpc.UnaryStreamMultiCallable[
-        _controller_pb2.WatchTopologyRequest, _controller_pb2.WatchTopologyResponse
-    ]
+    WatchTopology: _grpc.UnaryStreamMultiCallable[_controller_pb2.WatchTopologyRequest, _controller_pb2.WatchTopologyResponse]
     """The newest topology at once, then each newer one as it is published."""
-    CreateCollection: _grpc.UnaryUnaryMultiCallable[
-        _controller_pb2.CreateCollectionRequest, _controller_pb2.CreateCollectionResponse
-    ]
+    CreateCollection: _grpc.UnaryUnaryMultiCallable[_controller_pb2.CreateCollectionRequest, _controller_pb2.CreateCollectionResponse]
     """Creates a collection: resolves the encoder, records it, opens its shards,
     publishes the topology. Errors as AdminService.CreateCollection.
     """
-    DropCollection: _grpc.UnaryUnaryMultiCallable[
-        _controller_pb2.DropCollectionRequest, _controller_pb2.DropCollectionResponse
-    ]
+    DropCollection: _grpc.UnaryUnaryMultiCallable[_controller_pb2.DropCollectionRequest, _controller_pb2.DropCollectionResponse]
     """Drops a collection: publishes the topology without it, then deletes its
     data. NOT_FOUND (COLLECTION_NOT_FOUND).
     """
-    AcceptLoss: _grpc.UnaryUnaryMultiCallable[
-        _controller_pb2.AcceptLossRequest, _controller_pb2.AcceptLossResponse
-    ]
+    AcceptLoss: _grpc.UnaryUnaryMultiCallable[_controller_pb2.AcceptLossRequest, _controller_pb2.AcceptLossResponse]
     """Opens a corrupt shard without the data that is lost."""
-    GetClusterStatus: _grpc.UnaryUnaryMultiCallable[
-        _controller_pb2.GetClusterStatusRequest, _controller_pb2.GetClusterStatusResponse
-    ]
+    GetClusterStatus: _grpc.UnaryUnaryMultiCallable[_controller_pb2.GetClusterStatusRequest, _controller_pb2.GetClusterStatusResponse]
     """Processes and shards as they are."""
 
 @_typing.type_check_only
@@ -66,29 +57,19 @@ class ControllerServiceAsyncStub(ControllerServiceStub):
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
-    WatchTopology: _aio.UnaryStreamMultiCallable[
-        _controller_pb2.WatchTopologyRequest, _controller_pb2.WatchTopologyResponse
-    ]  # type: ignore[assignment]
+    WatchTopology: _aio.UnaryStreamMultiCallable[_controller_pb2.WatchTopologyRequest, _controller_pb2.WatchTopologyResponse]  # type: ignore[assignment]
     """The newest topology at once, then each newer one as it is published."""
-    CreateCollection: _aio.UnaryUnaryMultiCallable[
-        _controller_pb2.CreateCollectionRequest, _controller_pb2.CreateCollectionResponse
-    ]  # type: ignore[assignment]
+    CreateCollection: _aio.UnaryUnaryMultiCallable[_controller_pb2.CreateCollectionRequest, _controller_pb2.CreateCollectionResponse]  # type: ignore[assignment]
     """Creates a collection: resolves the encoder, records it, opens its shards,
     publishes the topology. Errors as AdminService.CreateCollection.
     """
-    DropCollection: _aio.UnaryUnaryMultiCallable[
-        _controller_pb2.DropCollectionRequest, _controller_pb2.DropCollectionResponse
-    ]  # type: ignore[assignment]
+    DropCollection: _aio.UnaryUnaryMultiCallable[_controller_pb2.DropCollectionRequest, _controller_pb2.DropCollectionResponse]  # type: ignore[assignment]
     """Drops a collection: publishes the topology without it, then deletes its
     data. NOT_FOUND (COLLECTION_NOT_FOUND).
     """
-    AcceptLoss: _aio.UnaryUnaryMultiCallable[
-        _controller_pb2.AcceptLossRequest, _controller_pb2.AcceptLossResponse
-    ]  # type: ignore[assignment]
+    AcceptLoss: _aio.UnaryUnaryMultiCallable[_controller_pb2.AcceptLossRequest, _controller_pb2.AcceptLossResponse]  # type: ignore[assignment]
     """Opens a corrupt shard without the data that is lost."""
-    GetClusterStatus: _aio.UnaryUnaryMultiCallable[
-        _controller_pb2.GetClusterStatusRequest, _controller_pb2.GetClusterStatusResponse
-    ]  # type: ignore[assignment]
+    GetClusterStatus: _aio.UnaryUnaryMultiCallable[_controller_pb2.GetClusterStatusRequest, _controller_pb2.GetClusterStatusResponse]  # type: ignore[assignment]
     """Processes and shards as they are."""
 
 class ControllerServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -101,10 +82,7 @@ class ControllerServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _controller_pb2.WatchTopologyRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[
-        _abc.Iterator[_controller_pb2.WatchTopologyResponse],
-        _abc.AsyncIterator[_controller_pb2.WatchTopologyResponse],
-    ]:
+    ) -> _typing.Union[_abc.Iterator[_controller_pb2.WatchTopologyResponse], _abc.AsyncIterator[_controller_pb2.WatchTopologyResponse]]:
         """The newest topology at once, then each newer one as it is published."""
 
     @_abc_1.abstractmethod
@@ -112,10 +90,7 @@ class ControllerServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _controller_pb2.CreateCollectionRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[
-        _controller_pb2.CreateCollectionResponse,
-        _abc.Awaitable[_controller_pb2.CreateCollectionResponse],
-    ]:
+    ) -> _typing.Union[_controller_pb2.CreateCollectionResponse, _abc.Awaitable[_controller_pb2.CreateCollectionResponse]]:
         """Creates a collection: resolves the encoder, records it, opens its shards,
         publishes the topology. Errors as AdminService.CreateCollection.
         """
@@ -125,10 +100,7 @@ class ControllerServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _controller_pb2.DropCollectionRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[
-        _controller_pb2.DropCollectionResponse,
-        _abc.Awaitable[_controller_pb2.DropCollectionResponse],
-    ]:
+    ) -> _typing.Union[_controller_pb2.DropCollectionResponse, _abc.Awaitable[_controller_pb2.DropCollectionResponse]]:
         """Drops a collection: publishes the topology without it, then deletes its
         data. NOT_FOUND (COLLECTION_NOT_FOUND).
         """
@@ -138,9 +110,7 @@ class ControllerServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _controller_pb2.AcceptLossRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[
-        _controller_pb2.AcceptLossResponse, _abc.Awaitable[_controller_pb2.AcceptLossResponse]
-    ]:
+    ) -> _typing.Union[_controller_pb2.AcceptLossResponse, _abc.Awaitable[_controller_pb2.AcceptLossResponse]]:
         """Opens a corrupt shard without the data that is lost."""
 
     @_abc_1.abstractmethod
@@ -148,12 +118,7 @@ class ControllerServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _controller_pb2.GetClusterStatusRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[
-        _controller_pb2.GetClusterStatusResponse,
-        _abc.Awaitable[_controller_pb2.GetClusterStatusResponse],
-    ]:
+    ) -> _typing.Union[_controller_pb2.GetClusterStatusResponse, _abc.Awaitable[_controller_pb2.GetClusterStatusResponse]]:
         """Processes and shards as they are."""
 
-def add_ControllerServiceServicer_to_server(
-    servicer: ControllerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]
-) -> None: ...
+def add_ControllerServiceServicer_to_server(servicer: ControllerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

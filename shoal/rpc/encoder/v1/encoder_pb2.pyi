@@ -65,20 +65,7 @@ class EncodeQueriesRequest(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "allow_truncation",
-        b"allow_truncation",
-        "dim",
-        b"dim",
-        "fingerprint",
-        b"fingerprint",
-        "request_id",
-        b"request_id",
-        "texts",
-        b"texts",
-        "time_left_us",
-        b"time_left_us",
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_truncation", b"allow_truncation", "dim", b"dim", "fingerprint", b"fingerprint", "request_id", b"request_id", "texts", b"texts", "time_left_us", b"time_left_us"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -136,22 +123,7 @@ class EncodeQueriesResponse(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["timings", b"timings", "vectors", b"vectors"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "fingerprint",
-        b"fingerprint",
-        "precision",
-        b"precision",
-        "statuses",
-        b"statuses",
-        "timings",
-        b"timings",
-        "token_counts",
-        b"token_counts",
-        "truncated",
-        b"truncated",
-        "vectors",
-        b"vectors",
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint", "precision", b"precision", "statuses", b"statuses", "timings", b"timings", "token_counts", b"token_counts", "truncated", b"truncated", "vectors", b"vectors"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -223,20 +195,7 @@ class EncodeDocumentsRequest(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "chunk_overlap",
-        b"chunk_overlap",
-        "chunk_tokens",
-        b"chunk_tokens",
-        "dim",
-        b"dim",
-        "documents",
-        b"documents",
-        "fingerprint",
-        b"fingerprint",
-        "request_id",
-        b"request_id",
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_overlap", b"chunk_overlap", "chunk_tokens", b"chunk_tokens", "dim", b"dim", "documents", b"documents", "fingerprint", b"fingerprint", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -306,26 +265,7 @@ class EncodeDocumentsResponse(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["timings", b"timings", "vectors", b"vectors"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "fingerprint",
-        b"fingerprint",
-        "passage_counts",
-        b"passage_counts",
-        "precision",
-        b"precision",
-        "span_ends",
-        b"span_ends",
-        "span_starts",
-        b"span_starts",
-        "statuses",
-        b"statuses",
-        "timings",
-        b"timings",
-        "truncated",
-        b"truncated",
-        "vectors",
-        b"vectors",
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint", "passage_counts", b"passage_counts", "precision", b"precision", "span_ends", b"span_ends", "span_starts", b"span_starts", "statuses", b"statuses", "timings", b"timings", "truncated", b"truncated", "vectors", b"vectors"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -355,9 +295,7 @@ class EncodeTimings(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "inference_us", b"inference_us", "queue_us", b"queue_us", "tokenize_us", b"tokenize_us"
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["inference_us", b"inference_us", "queue_us", b"queue_us", "tokenize_us", b"tokenize_us"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -383,9 +321,7 @@ class LoadModelRequest(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "encoder", b"encoder", "fingerprint", b"fingerprint"
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["encoder", b"encoder", "fingerprint", b"fingerprint"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -462,16 +398,7 @@ class GetInfoResponse(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "device",
-        b"device",
-        "models",
-        b"models",
-        "queue_length",
-        b"queue_length",
-        "threads",
-        b"threads",
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "models", b"models", "queue_length", b"queue_length", "threads", b"threads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -531,28 +458,7 @@ class ModelInfo(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "batch_drift",
-        b"batch_drift",
-        "card_json",
-        b"card_json",
-        "dim",
-        b"dim",
-        "encoder",
-        b"encoder",
-        "fingerprint",
-        b"fingerprint",
-        "golden_drift",
-        b"golden_drift",
-        "max_document_tokens",
-        b"max_document_tokens",
-        "max_query_tokens",
-        b"max_query_tokens",
-        "precision",
-        b"precision",
-        "similarity",
-        b"similarity",
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_drift", b"batch_drift", "card_json", b"card_json", "dim", b"dim", "encoder", b"encoder", "fingerprint", b"fingerprint", "golden_drift", b"golden_drift", "max_document_tokens", b"max_document_tokens", "max_query_tokens", b"max_query_tokens", "precision", b"precision", "similarity", b"similarity"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

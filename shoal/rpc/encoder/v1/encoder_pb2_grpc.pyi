@@ -19,6 +19,7 @@ else:
 _T = _typing.TypeVar("_T")
 
 class _MaybeAsyncIterator(_abc.AsyncIterator[_T], _abc.Iterator[_T], metaclass=_abc_1.ABCMeta): ...
+
 class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ignore[misc, type-arg]
     ...
 
@@ -39,25 +40,17 @@ class EncoderServiceStub:
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> EncoderServiceAsyncStub: ...
-    EncodeQueries: _grpc.UnaryUnaryMultiCallable[
-        _encoder_pb2.EncodeQueriesRequest, _encoder_pb2.EncodeQueriesResponse
-    ]
+    EncodeQueries: _grpc.UnaryUnaryMultiCallable[_encoder_pb2.EncodeQueriesRequest, _encoder_pb2.EncodeQueriesResponse]
     """Encodes questions. They go ahead of every document that waits."""
-    EncodeDocuments: _grpc.UnaryUnaryMultiCallable[
-        _encoder_pb2.EncodeDocumentsRequest, _encoder_pb2.EncodeDocumentsResponse
-    ]
+    EncodeDocuments: _grpc.UnaryUnaryMultiCallable[_encoder_pb2.EncodeDocumentsRequest, _encoder_pb2.EncodeDocumentsResponse]
     """Chunks and encodes documents. No text is dropped when chunking is on."""
-    LoadModel: _grpc.UnaryUnaryMultiCallable[
-        _encoder_pb2.LoadModelRequest, _encoder_pb2.LoadModelResponse
-    ]
+    LoadModel: _grpc.UnaryUnaryMultiCallable[_encoder_pb2.LoadModelRequest, _encoder_pb2.LoadModelResponse]
     """Loads a model, runs its self-check, and serves it from then on. Loading
     what is loaded already is a no-op. Fails with NOT_FOUND
     (ENCODER_NOT_FOUND), FAILED_PRECONDITION (UNSUPPORTED_MODEL,
     ENCODER_DRIFT, FINGERPRINT_MISMATCH).
     """
-    GetInfo: _grpc.UnaryUnaryMultiCallable[
-        _encoder_pb2.GetInfoRequest, _encoder_pb2.GetInfoResponse
-    ]
+    GetInfo: _grpc.UnaryUnaryMultiCallable[_encoder_pb2.GetInfoRequest, _encoder_pb2.GetInfoResponse]
     """Describes the worker and its models."""
 
 @_typing.type_check_only
@@ -72,17 +65,11 @@ class EncoderServiceAsyncStub(EncoderServiceStub):
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
-    EncodeQueries: _aio.UnaryUnaryMultiCallable[
-        _encoder_pb2.EncodeQueriesRequest, _encoder_pb2.EncodeQueriesResponse
-    ]  # type: ignore[assignment]
+    EncodeQueries: _aio.UnaryUnaryMultiCallable[_encoder_pb2.EncodeQueriesRequest, _encoder_pb2.EncodeQueriesResponse]  # type: ignore[assignment]
     """Encodes questions. They go ahead of every document that waits."""
-    EncodeDocuments: _aio.UnaryUnaryMultiCallable[
-        _encoder_pb2.EncodeDocumentsRequest, _encoder_pb2.EncodeDocumentsResponse
-    ]  # type: ignore[assignment]
+    EncodeDocuments: _aio.UnaryUnaryMultiCallable[_encoder_pb2.EncodeDocumentsRequest, _encoder_pb2.EncodeDocumentsResponse]  # type: ignore[assignment]
     """Chunks and encodes documents. No text is dropped when chunking is on."""
-    LoadModel: _aio.UnaryUnaryMultiCallable[
-        _encoder_pb2.LoadModelRequest, _encoder_pb2.LoadModelResponse
-    ]  # type: ignore[assignment]
+    LoadModel: _aio.UnaryUnaryMultiCallable[_encoder_pb2.LoadModelRequest, _encoder_pb2.LoadModelResponse]  # type: ignore[assignment]
     """Loads a model, runs its self-check, and serves it from then on. Loading
     what is loaded already is a no-op. Fails with NOT_FOUND
     (ENCODER_NOT_FOUND), FAILED_PRECONDITION (UNSUPPORTED_MODEL,
@@ -106,9 +93,7 @@ class EncoderServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _encoder_pb2.EncodeQueriesRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[
-        _encoder_pb2.EncodeQueriesResponse, _abc.Awaitable[_encoder_pb2.EncodeQueriesResponse]
-    ]:
+    ) -> _typing.Union[_encoder_pb2.EncodeQueriesResponse, _abc.Awaitable[_encoder_pb2.EncodeQueriesResponse]]:
         """Encodes questions. They go ahead of every document that waits."""
 
     @_abc_1.abstractmethod
@@ -116,9 +101,7 @@ class EncoderServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _encoder_pb2.EncodeDocumentsRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[
-        _encoder_pb2.EncodeDocumentsResponse, _abc.Awaitable[_encoder_pb2.EncodeDocumentsResponse]
-    ]:
+    ) -> _typing.Union[_encoder_pb2.EncodeDocumentsResponse, _abc.Awaitable[_encoder_pb2.EncodeDocumentsResponse]]:
         """Chunks and encodes documents. No text is dropped when chunking is on."""
 
     @_abc_1.abstractmethod
@@ -126,9 +109,7 @@ class EncoderServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _encoder_pb2.LoadModelRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[
-        _encoder_pb2.LoadModelResponse, _abc.Awaitable[_encoder_pb2.LoadModelResponse]
-    ]:
+    ) -> _typing.Union[_encoder_pb2.LoadModelResponse, _abc.Awaitable[_encoder_pb2.LoadModelResponse]]:
         """Loads a model, runs its self-check, and serves it from then on. Loading
         what is loaded already is a no-op. Fails with NOT_FOUND
         (ENCODER_NOT_FOUND), FAILED_PRECONDITION (UNSUPPORTED_MODEL,
@@ -143,6 +124,4 @@ class EncoderServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_encoder_pb2.GetInfoResponse, _abc.Awaitable[_encoder_pb2.GetInfoResponse]]:
         """Describes the worker and its models."""
 
-def add_EncoderServiceServicer_to_server(
-    servicer: EncoderServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]
-) -> None: ...
+def add_EncoderServiceServicer_to_server(servicer: EncoderServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

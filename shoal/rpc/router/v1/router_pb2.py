@@ -4,15 +4,18 @@
 # source: shoal/rpc/router/v1/router.proto
 # Protobuf Python Version: 6.33.5
 """Generated protocol buffer code."""
-
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import descriptor_pool as _descriptor_pool
 from google.protobuf import runtime_version as _runtime_version
 from google.protobuf import symbol_database as _symbol_database
 from google.protobuf.internal import builder as _builder
-
 _runtime_version.ValidateProtobufRuntimeVersion(
-    _runtime_version.Domain.PUBLIC, 6, 33, 5, "", "shoal/rpc/router/v1/router.proto"
+    _runtime_version.Domain.PUBLIC,
+    6,
+    33,
+    5,
+    '',
+    'shoal/rpc/router/v1/router.proto'
 )
 # @@protoc_insertion_point(imports)
 
@@ -22,97 +25,95 @@ _sym_db = _symbol_database.Default()
 from shoal.rpc.common.v1 import common_pb2 as shoal_dot_rpc_dot_common_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(
-    b'\n shoal/rpc/router/v1/router.proto\x12\x13shoal.rpc.router.v1\x1a shoal/rpc/common/v1/common.proto"O\n\x05Query\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12-\n\x06vector\x18\x02 \x01(\x0b\x32\x1b.shoal.rpc.common.v1.MatrixH\x00\x42\x07\n\x05input"\xd3\x01\n\rSearchOptions\x12\r\n\x05top_k\x18\x01 \x01(\r\x12\x19\n\x0cmin_coverage\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12*\n\x06\x66ields\x18\x03 \x03(\x0e\x32\x1a.shoal.rpc.router.v1.Field\x12\x18\n\x10\x61llow_truncation\x18\x04 \x01(\x08\x12\r\n\x05\x61\x66ter\x18\x05 \x01(\x0c\x12\x13\n\x0b\x66ingerprint\x18\x06 \x01(\tB\x0f\n\r_min_coverageJ\x04\x08\x07\x10\x08J\x04\x08\x08\x10\tR\x06\x66ilterR\tnamespace"\x97\x01\n\rSearchRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x12\n\ncollection\x18\x02 \x01(\t\x12)\n\x05query\x18\x03 \x01(\x0b\x32\x1a.shoal.rpc.router.v1.Query\x12\x33\n\x07options\x18\x04 \x01(\x0b\x32".shoal.rpc.router.v1.SearchOptions"\x98\x01\n\x03Hit\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x01\x12\r\n\x05title\x18\x03 \x01(\t\x12\x0c\n\x04text\x18\x04 \x01(\t\x12\x0f\n\x07payload\x18\x05 \x01(\x0c\x12(\n\x05\x63hunk\x18\x06 \x01(\x0b\x32\x19.shoal.rpc.common.v1.Span\x12\r\n\x05shard\x18\x07 \x01(\r\x12\x0f\n\x07passage\x18\x08 \x01(\r"\x93\x02\n\x0eSearchResponse\x12&\n\x04hits\x18\x01 \x03(\x0b\x32\x18.shoal.rpc.router.v1.Hit\x12/\n\x08\x63overage\x18\x02 \x01(\x0b\x32\x1d.shoal.rpc.common.v1.Coverage\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\x12\n\ngeneration\x18\x04 \x01(\x04\x12\x10\n\x08position\x18\x05 \x01(\x0c\x12\x32\n\x07timings\x18\x06 \x01(\x0b\x32!.shoal.rpc.common.v1.StageTimings\x12\x11\n\ttruncated\x18\x07 \x01(\x08\x12\x12\n\nsuperseded\x18\x08 \x01(\r\x12\x12\n\nrequest_id\x18\t \x01(\t"\xae\x01\n\x12SearchBatchRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x12\n\ncollection\x18\x02 \x01(\t\x12\r\n\x05texts\x18\x03 \x03(\t\x12,\n\x07vectors\x18\x04 \x01(\x0b\x32\x1b.shoal.rpc.common.v1.Matrix\x12\x33\n\x07options\x18\x05 \x01(\x0b\x32".shoal.rpc.router.v1.SearchOptions"\xb9\x01\n\x13SearchBatchResponse\x12\x31\n\x07\x61nswers\x18\x01 \x03(\x0b\x32 .shoal.rpc.router.v1.BatchAnswer\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\x12\n\ngeneration\x18\x03 \x01(\x04\x12\x32\n\x07timings\x18\x04 \x01(\x0b\x32!.shoal.rpc.common.v1.StageTimings\x12\x12\n\nrequest_id\x18\x05 \x01(\t"\xcc\x01\n\x0b\x42\x61tchAnswer\x12+\n\x06status\x18\x01 \x01(\x0b\x32\x1b.shoal.rpc.common.v1.Status\x12&\n\x04hits\x18\x02 \x03(\x0b\x32\x18.shoal.rpc.router.v1.Hit\x12/\n\x08\x63overage\x18\x03 \x01(\x0b\x32\x1d.shoal.rpc.common.v1.Coverage\x12\x11\n\ttruncated\x18\x04 \x01(\x08\x12\x12\n\nsuperseded\x18\x05 \x01(\r\x12\x10\n\x08position\x18\x06 \x01(\x0c"\x88\x01\n\rIngestRequest\x12\x31\n\x05start\x18\x01 \x01(\x0b\x32 .shoal.rpc.router.v1.IngestStartH\x00\x12\x39\n\tdocuments\x18\x02 \x01(\x0b\x32$.shoal.rpc.router.v1.IngestDocumentsH\x00\x42\t\n\x07message"J\n\x0bIngestStart\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x12\n\ncollection\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t"I\n\x0fIngestDocuments\x12\x36\n\tdocuments\x18\x01 \x03(\x0b\x32#.shoal.rpc.router.v1.IngestDocument"~\n\x0eIngestDocument\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12/\n\x08\x64ocument\x18\x02 \x01(\x0b\x32\x1d.shoal.rpc.common.v1.Document\x12+\n\x06vector\x18\x03 \x01(\x0b\x32\x1b.shoal.rpc.common.v1.Matrix"\x9b\x01\n\x0eIngestResponse\x12\x35\n\x07started\x18\x01 \x01(\x0b\x32".shoal.rpc.router.v1.IngestStartedH\x00\x12G\n\x10\x61\x63knowledgements\x18\x02 \x01(\x0b\x32+.shoal.rpc.router.v1.IngestAcknowledgementsH\x00\x42\t\n\x07message"?\n\rIngestStarted\x12\x18\n\x10window_documents\x18\x01 \x01(\r\x12\x14\n\x0cwindow_bytes\x18\x02 \x01(\x04"p\n\x16IngestAcknowledgements\x12\x44\n\x10\x61\x63knowledgements\x18\x01 \x03(\x0b\x32*.shoal.rpc.router.v1.IngestAcknowledgement\x12\x10\n\x08position\x18\x02 \x01(\x0c"\xaf\x01\n\x15IngestAcknowledgement\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x33\n\x07outcome\x18\x02 \x01(\x0e\x32".shoal.rpc.router.v1.IngestOutcome\x12+\n\x06status\x18\x03 \x01(\x0b\x32\x1b.shoal.rpc.common.v1.Status\x12\x11\n\tduplicate\x18\x04 \x01(\x08\x12\x11\n\ttruncated\x18\x05 \x01(\x08"A\n\nGetRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x12\n\ncollection\x18\x02 \x01(\t\x12\x0b\n\x03ids\x18\x03 \x03(\t">\n\x0bGetResponse\x12/\n\x07results\x18\x01 \x03(\x0b\x32\x1e.shoal.rpc.router.v1.GetResult"K\n\tGetResult\x12\r\n\x05\x66ound\x18\x01 \x01(\x08\x12/\n\x08\x64ocument\x18\x02 \x01(\x0b\x32\x1d.shoal.rpc.common.v1.Document"D\n\rDeleteRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x12\n\ncollection\x18\x02 \x01(\t\x12\x0b\n\x03ids\x18\x03 \x03(\t"1\n\x0e\x44\x65leteResponse\x12\r\n\x05\x66ound\x18\x01 \x03(\x08\x12\x10\n\x08position\x18\x02 \x01(\x0c"\xf8\x01\n\x17\x43reateCollectionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x31\n\x04kind\x18\x02 \x01(\x0e\x32#.shoal.rpc.common.v1.CollectionKind\x12\x0f\n\x07\x65ncoder\x18\x03 \x01(\t\x12\x0b\n\x03\x64im\x18\x04 \x01(\r\x12\r\n\x05index\x18\x05 \x01(\t\x12\x19\n\x0c\x63hunk_tokens\x18\x06 \x01(\rH\x00\x88\x01\x01\x12\x33\n\nsimilarity\x18\x07 \x01(\x0e\x32\x1f.shoal.rpc.common.v1.Similarity\x12\x0e\n\x06shards\x18\x08 \x01(\rB\x0f\n\r_chunk_tokens"S\n\x18\x43reateCollectionResponse\x12\x37\n\ncollection\x18\x01 \x01(\x0b\x32#.shoal.rpc.router.v1.CollectionInfo"%\n\x15\x44ropCollectionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t"\x18\n\x16\x44ropCollectionResponse"\x18\n\x16ListCollectionsRequest"S\n\x17ListCollectionsResponse\x12\x38\n\x0b\x63ollections\x18\x01 \x03(\x0b\x32#.shoal.rpc.router.v1.CollectionInfo")\n\x19OptimizeCollectionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t"\x1c\n\x1aOptimizeCollectionResponse"D\n\x11\x41\x63\x63\x65ptLossRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\r\n\x05shard\x18\x02 \x01(\r\x12\x0c\n\x04loss\x18\x03 \x01(\t"\x14\n\x12\x41\x63\x63\x65ptLossResponse"\xa2\x01\n\x0e\x43ollectionInfo\x12\x39\n\x08settings\x18\x01 \x01(\x0b\x32\'.shoal.rpc.common.v1.CollectionSettings\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12.\n\x06shards\x18\x03 \x03(\x0b\x32\x1e.shoal.rpc.router.v1.ShardInfo\x12\x11\n\tdocuments\x18\x04 \x01(\x04"\xdb\x01\n\tShardInfo\x12\r\n\x05shard\x18\x01 \x01(\r\x12\x0e\n\x06server\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\x11\n\tdocuments\x18\x04 \x01(\x04\x12\x10\n\x08passages\x18\x05 \x01(\x04\x12\x15\n\rtail_passages\x18\x06 \x01(\x04\x12\x10\n\x08position\x18\x07 \x01(\x04\x12\x13\n\x0bindex_bytes\x18\x08 \x01(\x04\x12\x0e\n\x06recall\x18\t \x01(\x01\x12\x0f\n\x07indexes\x18\n \x03(\t\x12\x0c\n\x04loss\x18\x0b \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x0c \x01(\t"\x12\n\x10GetStatusRequest"\xbe\x02\n\x11GetStatusResponse\x12\x33\n\tprocesses\x18\x01 \x03(\x0b\x32 .shoal.rpc.router.v1.ProcessInfo\x12\x38\n\x0b\x63ollections\x18\x02 \x03(\x0b\x32#.shoal.rpc.router.v1.CollectionInfo\x12\x18\n\x10topology_version\x18\x03 \x01(\x04\x12\x42\n\x06limits\x18\x04 \x03(\x0b\x32\x32.shoal.rpc.router.v1.GetStatusResponse.LimitsEntry\x12\x0f\n\x07version\x18\x05 \x01(\t\x12\x1c\n\x14\x63ontroller_reachable\x18\x06 \x01(\x08\x1a-\n\x0bLimitsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01"h\n\x0bProcessInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\r\n\x05state\x18\x04 \x01(\t\x12\x0b\n\x03pid\x18\x05 \x01(\r\x12\x10\n\x08restarts\x18\x06 \x01(\r*R\n\x05\x46ield\x12\x15\n\x11\x46IELD_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x46IELD_TITLE\x10\x01\x12\x0e\n\nFIELD_TEXT\x10\x02\x12\x11\n\rFIELD_PAYLOAD\x10\x03*\x85\x01\n\rIngestOutcome\x12\x1e\n\x1aINGEST_OUTCOME_UNSPECIFIED\x10\x00\x12\x19\n\x15INGEST_OUTCOME_STORED\x10\x01\x12\x1c\n\x18INGEST_OUTCOME_UNCHANGED\x10\x02\x12\x1b\n\x17INGEST_OUTCOME_REJECTED\x10\x03\x32\xb8\x03\n\rSearchService\x12Q\n\x06Search\x12".shoal.rpc.router.v1.SearchRequest\x1a#.shoal.rpc.router.v1.SearchResponse\x12`\n\x0bSearchBatch\x12\'.shoal.rpc.router.v1.SearchBatchRequest\x1a(.shoal.rpc.router.v1.SearchBatchResponse\x12U\n\x06Ingest\x12".shoal.rpc.router.v1.IngestRequest\x1a#.shoal.rpc.router.v1.IngestResponse(\x01\x30\x01\x12H\n\x03Get\x12\x1f.shoal.rpc.router.v1.GetRequest\x1a .shoal.rpc.router.v1.GetResponse\x12Q\n\x06\x44\x65lete\x12".shoal.rpc.router.v1.DeleteRequest\x1a#.shoal.rpc.router.v1.DeleteResponse2\x8a\x05\n\x0c\x41\x64minService\x12o\n\x10\x43reateCollection\x12,.shoal.rpc.router.v1.CreateCollectionRequest\x1a-.shoal.rpc.router.v1.CreateCollectionResponse\x12i\n\x0e\x44ropCollection\x12*.shoal.rpc.router.v1.DropCollectionRequest\x1a+.shoal.rpc.router.v1.DropCollectionResponse\x12l\n\x0fListCollections\x12+.shoal.rpc.router.v1.ListCollectionsRequest\x1a,.shoal.rpc.router.v1.ListCollectionsResponse\x12u\n\x12OptimizeCollection\x12..shoal.rpc.router.v1.OptimizeCollectionRequest\x1a/.shoal.rpc.router.v1.OptimizeCollectionResponse\x12Z\n\tGetStatus\x12%.shoal.rpc.router.v1.GetStatusRequest\x1a&.shoal.rpc.router.v1.GetStatusResponse\x12]\n\nAcceptLoss\x12&.shoal.rpc.router.v1.AcceptLossRequest\x1a\'.shoal.rpc.router.v1.AcceptLossResponseb\x06proto3'
-)
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n shoal/rpc/router/v1/router.proto\x12\x13shoal.rpc.router.v1\x1a shoal/rpc/common/v1/common.proto\"O\n\x05Query\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12-\n\x06vector\x18\x02 \x01(\x0b\x32\x1b.shoal.rpc.common.v1.MatrixH\x00\x42\x07\n\x05input\"\xd3\x01\n\rSearchOptions\x12\r\n\x05top_k\x18\x01 \x01(\r\x12\x19\n\x0cmin_coverage\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12*\n\x06\x66ields\x18\x03 \x03(\x0e\x32\x1a.shoal.rpc.router.v1.Field\x12\x18\n\x10\x61llow_truncation\x18\x04 \x01(\x08\x12\r\n\x05\x61\x66ter\x18\x05 \x01(\x0c\x12\x13\n\x0b\x66ingerprint\x18\x06 \x01(\tB\x0f\n\r_min_coverageJ\x04\x08\x07\x10\x08J\x04\x08\x08\x10\tR\x06\x66ilterR\tnamespace\"\x97\x01\n\rSearchRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x12\n\ncollection\x18\x02 \x01(\t\x12)\n\x05query\x18\x03 \x01(\x0b\x32\x1a.shoal.rpc.router.v1.Query\x12\x33\n\x07options\x18\x04 \x01(\x0b\x32\".shoal.rpc.router.v1.SearchOptions\"\x98\x01\n\x03Hit\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x01\x12\r\n\x05title\x18\x03 \x01(\t\x12\x0c\n\x04text\x18\x04 \x01(\t\x12\x0f\n\x07payload\x18\x05 \x01(\x0c\x12(\n\x05\x63hunk\x18\x06 \x01(\x0b\x32\x19.shoal.rpc.common.v1.Span\x12\r\n\x05shard\x18\x07 \x01(\r\x12\x0f\n\x07passage\x18\x08 \x01(\r\"\x93\x02\n\x0eSearchResponse\x12&\n\x04hits\x18\x01 \x03(\x0b\x32\x18.shoal.rpc.router.v1.Hit\x12/\n\x08\x63overage\x18\x02 \x01(\x0b\x32\x1d.shoal.rpc.common.v1.Coverage\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\x12\n\ngeneration\x18\x04 \x01(\x04\x12\x10\n\x08position\x18\x05 \x01(\x0c\x12\x32\n\x07timings\x18\x06 \x01(\x0b\x32!.shoal.rpc.common.v1.StageTimings\x12\x11\n\ttruncated\x18\x07 \x01(\x08\x12\x12\n\nsuperseded\x18\x08 \x01(\r\x12\x12\n\nrequest_id\x18\t \x01(\t\"\xae\x01\n\x12SearchBatchRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x12\n\ncollection\x18\x02 \x01(\t\x12\r\n\x05texts\x18\x03 \x03(\t\x12,\n\x07vectors\x18\x04 \x01(\x0b\x32\x1b.shoal.rpc.common.v1.Matrix\x12\x33\n\x07options\x18\x05 \x01(\x0b\x32\".shoal.rpc.router.v1.SearchOptions\"\xb9\x01\n\x13SearchBatchResponse\x12\x31\n\x07\x61nswers\x18\x01 \x03(\x0b\x32 .shoal.rpc.router.v1.BatchAnswer\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\x12\n\ngeneration\x18\x03 \x01(\x04\x12\x32\n\x07timings\x18\x04 \x01(\x0b\x32!.shoal.rpc.common.v1.StageTimings\x12\x12\n\nrequest_id\x18\x05 \x01(\t\"\xcc\x01\n\x0b\x42\x61tchAnswer\x12+\n\x06status\x18\x01 \x01(\x0b\x32\x1b.shoal.rpc.common.v1.Status\x12&\n\x04hits\x18\x02 \x03(\x0b\x32\x18.shoal.rpc.router.v1.Hit\x12/\n\x08\x63overage\x18\x03 \x01(\x0b\x32\x1d.shoal.rpc.common.v1.Coverage\x12\x11\n\ttruncated\x18\x04 \x01(\x08\x12\x12\n\nsuperseded\x18\x05 \x01(\r\x12\x10\n\x08position\x18\x06 \x01(\x0c\"\x88\x01\n\rIngestRequest\x12\x31\n\x05start\x18\x01 \x01(\x0b\x32 .shoal.rpc.router.v1.IngestStartH\x00\x12\x39\n\tdocuments\x18\x02 \x01(\x0b\x32$.shoal.rpc.router.v1.IngestDocumentsH\x00\x42\t\n\x07message\"J\n\x0bIngestStart\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x12\n\ncollection\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\"I\n\x0fIngestDocuments\x12\x36\n\tdocuments\x18\x01 \x03(\x0b\x32#.shoal.rpc.router.v1.IngestDocument\"~\n\x0eIngestDocument\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12/\n\x08\x64ocument\x18\x02 \x01(\x0b\x32\x1d.shoal.rpc.common.v1.Document\x12+\n\x06vector\x18\x03 \x01(\x0b\x32\x1b.shoal.rpc.common.v1.Matrix\"\x9b\x01\n\x0eIngestResponse\x12\x35\n\x07started\x18\x01 \x01(\x0b\x32\".shoal.rpc.router.v1.IngestStartedH\x00\x12G\n\x10\x61\x63knowledgements\x18\x02 \x01(\x0b\x32+.shoal.rpc.router.v1.IngestAcknowledgementsH\x00\x42\t\n\x07message\"?\n\rIngestStarted\x12\x18\n\x10window_documents\x18\x01 \x01(\r\x12\x14\n\x0cwindow_bytes\x18\x02 \x01(\x04\"p\n\x16IngestAcknowledgements\x12\x44\n\x10\x61\x63knowledgements\x18\x01 \x03(\x0b\x32*.shoal.rpc.router.v1.IngestAcknowledgement\x12\x10\n\x08position\x18\x02 \x01(\x0c\"\xaf\x01\n\x15IngestAcknowledgement\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x33\n\x07outcome\x18\x02 \x01(\x0e\x32\".shoal.rpc.router.v1.IngestOutcome\x12+\n\x06status\x18\x03 \x01(\x0b\x32\x1b.shoal.rpc.common.v1.Status\x12\x11\n\tduplicate\x18\x04 \x01(\x08\x12\x11\n\ttruncated\x18\x05 \x01(\x08\"A\n\nGetRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x12\n\ncollection\x18\x02 \x01(\t\x12\x0b\n\x03ids\x18\x03 \x03(\t\">\n\x0bGetResponse\x12/\n\x07results\x18\x01 \x03(\x0b\x32\x1e.shoal.rpc.router.v1.GetResult\"K\n\tGetResult\x12\r\n\x05\x66ound\x18\x01 \x01(\x08\x12/\n\x08\x64ocument\x18\x02 \x01(\x0b\x32\x1d.shoal.rpc.common.v1.Document\"D\n\rDeleteRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x12\n\ncollection\x18\x02 \x01(\t\x12\x0b\n\x03ids\x18\x03 \x03(\t\"1\n\x0e\x44\x65leteResponse\x12\r\n\x05\x66ound\x18\x01 \x03(\x08\x12\x10\n\x08position\x18\x02 \x01(\x0c\"\xf8\x01\n\x17\x43reateCollectionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x31\n\x04kind\x18\x02 \x01(\x0e\x32#.shoal.rpc.common.v1.CollectionKind\x12\x0f\n\x07\x65ncoder\x18\x03 \x01(\t\x12\x0b\n\x03\x64im\x18\x04 \x01(\r\x12\r\n\x05index\x18\x05 \x01(\t\x12\x19\n\x0c\x63hunk_tokens\x18\x06 \x01(\rH\x00\x88\x01\x01\x12\x33\n\nsimilarity\x18\x07 \x01(\x0e\x32\x1f.shoal.rpc.common.v1.Similarity\x12\x0e\n\x06shards\x18\x08 \x01(\rB\x0f\n\r_chunk_tokens\"S\n\x18\x43reateCollectionResponse\x12\x37\n\ncollection\x18\x01 \x01(\x0b\x32#.shoal.rpc.router.v1.CollectionInfo\"%\n\x15\x44ropCollectionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x18\n\x16\x44ropCollectionResponse\"\x18\n\x16ListCollectionsRequest\"S\n\x17ListCollectionsResponse\x12\x38\n\x0b\x63ollections\x18\x01 \x03(\x0b\x32#.shoal.rpc.router.v1.CollectionInfo\")\n\x19OptimizeCollectionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x1c\n\x1aOptimizeCollectionResponse\"D\n\x11\x41\x63\x63\x65ptLossRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\r\n\x05shard\x18\x02 \x01(\r\x12\x0c\n\x04loss\x18\x03 \x01(\t\"\x14\n\x12\x41\x63\x63\x65ptLossResponse\"\xa2\x01\n\x0e\x43ollectionInfo\x12\x39\n\x08settings\x18\x01 \x01(\x0b\x32\'.shoal.rpc.common.v1.CollectionSettings\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12.\n\x06shards\x18\x03 \x03(\x0b\x32\x1e.shoal.rpc.router.v1.ShardInfo\x12\x11\n\tdocuments\x18\x04 \x01(\x04\"\xdb\x01\n\tShardInfo\x12\r\n\x05shard\x18\x01 \x01(\r\x12\x0e\n\x06server\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\x11\n\tdocuments\x18\x04 \x01(\x04\x12\x10\n\x08passages\x18\x05 \x01(\x04\x12\x15\n\rtail_passages\x18\x06 \x01(\x04\x12\x10\n\x08position\x18\x07 \x01(\x04\x12\x13\n\x0bindex_bytes\x18\x08 \x01(\x04\x12\x0e\n\x06recall\x18\t \x01(\x01\x12\x0f\n\x07indexes\x18\n \x03(\t\x12\x0c\n\x04loss\x18\x0b \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x0c \x01(\t\"\x12\n\x10GetStatusRequest\"\xbe\x02\n\x11GetStatusResponse\x12\x33\n\tprocesses\x18\x01 \x03(\x0b\x32 .shoal.rpc.router.v1.ProcessInfo\x12\x38\n\x0b\x63ollections\x18\x02 \x03(\x0b\x32#.shoal.rpc.router.v1.CollectionInfo\x12\x18\n\x10topology_version\x18\x03 \x01(\x04\x12\x42\n\x06limits\x18\x04 \x03(\x0b\x32\x32.shoal.rpc.router.v1.GetStatusResponse.LimitsEntry\x12\x0f\n\x07version\x18\x05 \x01(\t\x12\x1c\n\x14\x63ontroller_reachable\x18\x06 \x01(\x08\x1a-\n\x0bLimitsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"x\n\x0bProcessInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\r\n\x05state\x18\x04 \x01(\t\x12\x0b\n\x03pid\x18\x05 \x01(\r\x12\x10\n\x08restarts\x18\x06 \x01(\r\x12\x0e\n\x06\x64\x65tail\x18\x07 \x01(\t*R\n\x05\x46ield\x12\x15\n\x11\x46IELD_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x46IELD_TITLE\x10\x01\x12\x0e\n\nFIELD_TEXT\x10\x02\x12\x11\n\rFIELD_PAYLOAD\x10\x03*\x85\x01\n\rIngestOutcome\x12\x1e\n\x1aINGEST_OUTCOME_UNSPECIFIED\x10\x00\x12\x19\n\x15INGEST_OUTCOME_STORED\x10\x01\x12\x1c\n\x18INGEST_OUTCOME_UNCHANGED\x10\x02\x12\x1b\n\x17INGEST_OUTCOME_REJECTED\x10\x03\x32\xb8\x03\n\rSearchService\x12Q\n\x06Search\x12\".shoal.rpc.router.v1.SearchRequest\x1a#.shoal.rpc.router.v1.SearchResponse\x12`\n\x0bSearchBatch\x12\'.shoal.rpc.router.v1.SearchBatchRequest\x1a(.shoal.rpc.router.v1.SearchBatchResponse\x12U\n\x06Ingest\x12\".shoal.rpc.router.v1.IngestRequest\x1a#.shoal.rpc.router.v1.IngestResponse(\x01\x30\x01\x12H\n\x03Get\x12\x1f.shoal.rpc.router.v1.GetRequest\x1a .shoal.rpc.router.v1.GetResponse\x12Q\n\x06\x44\x65lete\x12\".shoal.rpc.router.v1.DeleteRequest\x1a#.shoal.rpc.router.v1.DeleteResponse2\x8a\x05\n\x0c\x41\x64minService\x12o\n\x10\x43reateCollection\x12,.shoal.rpc.router.v1.CreateCollectionRequest\x1a-.shoal.rpc.router.v1.CreateCollectionResponse\x12i\n\x0e\x44ropCollection\x12*.shoal.rpc.router.v1.DropCollectionRequest\x1a+.shoal.rpc.router.v1.DropCollectionResponse\x12l\n\x0fListCollections\x12+.shoal.rpc.router.v1.ListCollectionsRequest\x1a,.shoal.rpc.router.v1.ListCollectionsResponse\x12u\n\x12OptimizeCollection\x12..shoal.rpc.router.v1.OptimizeCollectionRequest\x1a/.shoal.rpc.router.v1.OptimizeCollectionResponse\x12Z\n\tGetStatus\x12%.shoal.rpc.router.v1.GetStatusRequest\x1a&.shoal.rpc.router.v1.GetStatusResponse\x12]\n\nAcceptLoss\x12&.shoal.rpc.router.v1.AcceptLossRequest\x1a\'.shoal.rpc.router.v1.AcceptLossResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
-_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, "shoal.rpc.router.v1.router_pb2", _globals)
+_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'shoal.rpc.router.v1.router_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-    DESCRIPTOR._loaded_options = None
-    _globals["_GETSTATUSRESPONSE_LIMITSENTRY"]._loaded_options = None
-    _globals["_GETSTATUSRESPONSE_LIMITSENTRY"]._serialized_options = b"8\001"
-    _globals["_FIELD"]._serialized_start = 4318
-    _globals["_FIELD"]._serialized_end = 4400
-    _globals["_INGESTOUTCOME"]._serialized_start = 4403
-    _globals["_INGESTOUTCOME"]._serialized_end = 4536
-    _globals["_QUERY"]._serialized_start = 91
-    _globals["_QUERY"]._serialized_end = 170
-    _globals["_SEARCHOPTIONS"]._serialized_start = 173
-    _globals["_SEARCHOPTIONS"]._serialized_end = 384
-    _globals["_SEARCHREQUEST"]._serialized_start = 387
-    _globals["_SEARCHREQUEST"]._serialized_end = 538
-    _globals["_HIT"]._serialized_start = 541
-    _globals["_HIT"]._serialized_end = 693
-    _globals["_SEARCHRESPONSE"]._serialized_start = 696
-    _globals["_SEARCHRESPONSE"]._serialized_end = 971
-    _globals["_SEARCHBATCHREQUEST"]._serialized_start = 974
-    _globals["_SEARCHBATCHREQUEST"]._serialized_end = 1148
-    _globals["_SEARCHBATCHRESPONSE"]._serialized_start = 1151
-    _globals["_SEARCHBATCHRESPONSE"]._serialized_end = 1336
-    _globals["_BATCHANSWER"]._serialized_start = 1339
-    _globals["_BATCHANSWER"]._serialized_end = 1543
-    _globals["_INGESTREQUEST"]._serialized_start = 1546
-    _globals["_INGESTREQUEST"]._serialized_end = 1682
-    _globals["_INGESTSTART"]._serialized_start = 1684
-    _globals["_INGESTSTART"]._serialized_end = 1758
-    _globals["_INGESTDOCUMENTS"]._serialized_start = 1760
-    _globals["_INGESTDOCUMENTS"]._serialized_end = 1833
-    _globals["_INGESTDOCUMENT"]._serialized_start = 1835
-    _globals["_INGESTDOCUMENT"]._serialized_end = 1961
-    _globals["_INGESTRESPONSE"]._serialized_start = 1964
-    _globals["_INGESTRESPONSE"]._serialized_end = 2119
-    _globals["_INGESTSTARTED"]._serialized_start = 2121
-    _globals["_INGESTSTARTED"]._serialized_end = 2184
-    _globals["_INGESTACKNOWLEDGEMENTS"]._serialized_start = 2186
-    _globals["_INGESTACKNOWLEDGEMENTS"]._serialized_end = 2298
-    _globals["_INGESTACKNOWLEDGEMENT"]._serialized_start = 2301
-    _globals["_INGESTACKNOWLEDGEMENT"]._serialized_end = 2476
-    _globals["_GETREQUEST"]._serialized_start = 2478
-    _globals["_GETREQUEST"]._serialized_end = 2543
-    _globals["_GETRESPONSE"]._serialized_start = 2545
-    _globals["_GETRESPONSE"]._serialized_end = 2607
-    _globals["_GETRESULT"]._serialized_start = 2609
-    _globals["_GETRESULT"]._serialized_end = 2684
-    _globals["_DELETEREQUEST"]._serialized_start = 2686
-    _globals["_DELETEREQUEST"]._serialized_end = 2754
-    _globals["_DELETERESPONSE"]._serialized_start = 2756
-    _globals["_DELETERESPONSE"]._serialized_end = 2805
-    _globals["_CREATECOLLECTIONREQUEST"]._serialized_start = 2808
-    _globals["_CREATECOLLECTIONREQUEST"]._serialized_end = 3056
-    _globals["_CREATECOLLECTIONRESPONSE"]._serialized_start = 3058
-    _globals["_CREATECOLLECTIONRESPONSE"]._serialized_end = 3141
-    _globals["_DROPCOLLECTIONREQUEST"]._serialized_start = 3143
-    _globals["_DROPCOLLECTIONREQUEST"]._serialized_end = 3180
-    _globals["_DROPCOLLECTIONRESPONSE"]._serialized_start = 3182
-    _globals["_DROPCOLLECTIONRESPONSE"]._serialized_end = 3206
-    _globals["_LISTCOLLECTIONSREQUEST"]._serialized_start = 3208
-    _globals["_LISTCOLLECTIONSREQUEST"]._serialized_end = 3232
-    _globals["_LISTCOLLECTIONSRESPONSE"]._serialized_start = 3234
-    _globals["_LISTCOLLECTIONSRESPONSE"]._serialized_end = 3317
-    _globals["_OPTIMIZECOLLECTIONREQUEST"]._serialized_start = 3319
-    _globals["_OPTIMIZECOLLECTIONREQUEST"]._serialized_end = 3360
-    _globals["_OPTIMIZECOLLECTIONRESPONSE"]._serialized_start = 3362
-    _globals["_OPTIMIZECOLLECTIONRESPONSE"]._serialized_end = 3390
-    _globals["_ACCEPTLOSSREQUEST"]._serialized_start = 3392
-    _globals["_ACCEPTLOSSREQUEST"]._serialized_end = 3460
-    _globals["_ACCEPTLOSSRESPONSE"]._serialized_start = 3462
-    _globals["_ACCEPTLOSSRESPONSE"]._serialized_end = 3482
-    _globals["_COLLECTIONINFO"]._serialized_start = 3485
-    _globals["_COLLECTIONINFO"]._serialized_end = 3647
-    _globals["_SHARDINFO"]._serialized_start = 3650
-    _globals["_SHARDINFO"]._serialized_end = 3869
-    _globals["_GETSTATUSREQUEST"]._serialized_start = 3871
-    _globals["_GETSTATUSREQUEST"]._serialized_end = 3889
-    _globals["_GETSTATUSRESPONSE"]._serialized_start = 3892
-    _globals["_GETSTATUSRESPONSE"]._serialized_end = 4210
-    _globals["_GETSTATUSRESPONSE_LIMITSENTRY"]._serialized_start = 4165
-    _globals["_GETSTATUSRESPONSE_LIMITSENTRY"]._serialized_end = 4210
-    _globals["_PROCESSINFO"]._serialized_start = 4212
-    _globals["_PROCESSINFO"]._serialized_end = 4316
-    _globals["_SEARCHSERVICE"]._serialized_start = 4539
-    _globals["_SEARCHSERVICE"]._serialized_end = 4979
-    _globals["_ADMINSERVICE"]._serialized_start = 4982
-    _globals["_ADMINSERVICE"]._serialized_end = 5632
+  DESCRIPTOR._loaded_options = None
+  _globals['_GETSTATUSRESPONSE_LIMITSENTRY']._loaded_options = None
+  _globals['_GETSTATUSRESPONSE_LIMITSENTRY']._serialized_options = b'8\001'
+  _globals['_FIELD']._serialized_start=4334
+  _globals['_FIELD']._serialized_end=4416
+  _globals['_INGESTOUTCOME']._serialized_start=4419
+  _globals['_INGESTOUTCOME']._serialized_end=4552
+  _globals['_QUERY']._serialized_start=91
+  _globals['_QUERY']._serialized_end=170
+  _globals['_SEARCHOPTIONS']._serialized_start=173
+  _globals['_SEARCHOPTIONS']._serialized_end=384
+  _globals['_SEARCHREQUEST']._serialized_start=387
+  _globals['_SEARCHREQUEST']._serialized_end=538
+  _globals['_HIT']._serialized_start=541
+  _globals['_HIT']._serialized_end=693
+  _globals['_SEARCHRESPONSE']._serialized_start=696
+  _globals['_SEARCHRESPONSE']._serialized_end=971
+  _globals['_SEARCHBATCHREQUEST']._serialized_start=974
+  _globals['_SEARCHBATCHREQUEST']._serialized_end=1148
+  _globals['_SEARCHBATCHRESPONSE']._serialized_start=1151
+  _globals['_SEARCHBATCHRESPONSE']._serialized_end=1336
+  _globals['_BATCHANSWER']._serialized_start=1339
+  _globals['_BATCHANSWER']._serialized_end=1543
+  _globals['_INGESTREQUEST']._serialized_start=1546
+  _globals['_INGESTREQUEST']._serialized_end=1682
+  _globals['_INGESTSTART']._serialized_start=1684
+  _globals['_INGESTSTART']._serialized_end=1758
+  _globals['_INGESTDOCUMENTS']._serialized_start=1760
+  _globals['_INGESTDOCUMENTS']._serialized_end=1833
+  _globals['_INGESTDOCUMENT']._serialized_start=1835
+  _globals['_INGESTDOCUMENT']._serialized_end=1961
+  _globals['_INGESTRESPONSE']._serialized_start=1964
+  _globals['_INGESTRESPONSE']._serialized_end=2119
+  _globals['_INGESTSTARTED']._serialized_start=2121
+  _globals['_INGESTSTARTED']._serialized_end=2184
+  _globals['_INGESTACKNOWLEDGEMENTS']._serialized_start=2186
+  _globals['_INGESTACKNOWLEDGEMENTS']._serialized_end=2298
+  _globals['_INGESTACKNOWLEDGEMENT']._serialized_start=2301
+  _globals['_INGESTACKNOWLEDGEMENT']._serialized_end=2476
+  _globals['_GETREQUEST']._serialized_start=2478
+  _globals['_GETREQUEST']._serialized_end=2543
+  _globals['_GETRESPONSE']._serialized_start=2545
+  _globals['_GETRESPONSE']._serialized_end=2607
+  _globals['_GETRESULT']._serialized_start=2609
+  _globals['_GETRESULT']._serialized_end=2684
+  _globals['_DELETEREQUEST']._serialized_start=2686
+  _globals['_DELETEREQUEST']._serialized_end=2754
+  _globals['_DELETERESPONSE']._serialized_start=2756
+  _globals['_DELETERESPONSE']._serialized_end=2805
+  _globals['_CREATECOLLECTIONREQUEST']._serialized_start=2808
+  _globals['_CREATECOLLECTIONREQUEST']._serialized_end=3056
+  _globals['_CREATECOLLECTIONRESPONSE']._serialized_start=3058
+  _globals['_CREATECOLLECTIONRESPONSE']._serialized_end=3141
+  _globals['_DROPCOLLECTIONREQUEST']._serialized_start=3143
+  _globals['_DROPCOLLECTIONREQUEST']._serialized_end=3180
+  _globals['_DROPCOLLECTIONRESPONSE']._serialized_start=3182
+  _globals['_DROPCOLLECTIONRESPONSE']._serialized_end=3206
+  _globals['_LISTCOLLECTIONSREQUEST']._serialized_start=3208
+  _globals['_LISTCOLLECTIONSREQUEST']._serialized_end=3232
+  _globals['_LISTCOLLECTIONSRESPONSE']._serialized_start=3234
+  _globals['_LISTCOLLECTIONSRESPONSE']._serialized_end=3317
+  _globals['_OPTIMIZECOLLECTIONREQUEST']._serialized_start=3319
+  _globals['_OPTIMIZECOLLECTIONREQUEST']._serialized_end=3360
+  _globals['_OPTIMIZECOLLECTIONRESPONSE']._serialized_start=3362
+  _globals['_OPTIMIZECOLLECTIONRESPONSE']._serialized_end=3390
+  _globals['_ACCEPTLOSSREQUEST']._serialized_start=3392
+  _globals['_ACCEPTLOSSREQUEST']._serialized_end=3460
+  _globals['_ACCEPTLOSSRESPONSE']._serialized_start=3462
+  _globals['_ACCEPTLOSSRESPONSE']._serialized_end=3482
+  _globals['_COLLECTIONINFO']._serialized_start=3485
+  _globals['_COLLECTIONINFO']._serialized_end=3647
+  _globals['_SHARDINFO']._serialized_start=3650
+  _globals['_SHARDINFO']._serialized_end=3869
+  _globals['_GETSTATUSREQUEST']._serialized_start=3871
+  _globals['_GETSTATUSREQUEST']._serialized_end=3889
+  _globals['_GETSTATUSRESPONSE']._serialized_start=3892
+  _globals['_GETSTATUSRESPONSE']._serialized_end=4210
+  _globals['_GETSTATUSRESPONSE_LIMITSENTRY']._serialized_start=4165
+  _globals['_GETSTATUSRESPONSE_LIMITSENTRY']._serialized_end=4210
+  _globals['_PROCESSINFO']._serialized_start=4212
+  _globals['_PROCESSINFO']._serialized_end=4332
+  _globals['_SEARCHSERVICE']._serialized_start=4555
+  _globals['_SEARCHSERVICE']._serialized_end=4995
+  _globals['_ADMINSERVICE']._serialized_start=4998
+  _globals['_ADMINSERVICE']._serialized_end=5648
 # @@protoc_insertion_point(module_scope)

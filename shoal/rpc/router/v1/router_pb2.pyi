@@ -52,9 +52,7 @@ class _IngestOutcome:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
 
-class _IngestOutcomeEnumTypeWrapper(
-    _enum_type_wrapper._EnumTypeWrapper[_IngestOutcome.ValueType], _builtins.type
-):
+class _IngestOutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_IngestOutcome.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     INGEST_OUTCOME_UNSPECIFIED: _IngestOutcome.ValueType  # 0
     """Never valid on the wire."""
@@ -98,19 +96,13 @@ class Query(_message.Message):
         text: _builtins.str = ...,
         vector: _common_pb2.Matrix | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal[
-        "input", b"input", "text", b"text", "vector", b"vector"
-    ]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "text", b"text", "vector", b"vector"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "input", b"input", "text", b"text", "vector", b"vector"
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "text", b"text", "vector", b"vector"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["text", "vector"]  # noqa: Y015
     _WhichOneofArgType_input: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
-    def WhichOneof(
-        self, oneof_group: _WhichOneofArgType_input
-    ) -> _WhichOneofReturnType_input | None: ...
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_input) -> _WhichOneofReturnType_input | None: ...
 
 Global___Query: _TypeAlias = Query  # noqa: Y015
 
@@ -154,34 +146,13 @@ class SearchOptions(_message.Message):
         after: _builtins.bytes = ...,
         fingerprint: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal[
-        "_min_coverage", b"_min_coverage", "min_coverage", b"min_coverage"
-    ]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_min_coverage", b"_min_coverage", "min_coverage", b"min_coverage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "_min_coverage",
-        b"_min_coverage",
-        "after",
-        b"after",
-        "allow_truncation",
-        b"allow_truncation",
-        "fields",
-        b"fields",
-        "fingerprint",
-        b"fingerprint",
-        "min_coverage",
-        b"min_coverage",
-        "top_k",
-        b"top_k",
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_min_coverage", b"_min_coverage", "after", b"after", "allow_truncation", b"allow_truncation", "fields", b"fields", "fingerprint", b"fingerprint", "min_coverage", b"min_coverage", "top_k", b"top_k"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__min_coverage: _TypeAlias = _typing.Literal["min_coverage"]  # noqa: Y015
-    _WhichOneofArgType__min_coverage: _TypeAlias = _typing.Literal[
-        "_min_coverage", b"_min_coverage"
-    ]  # noqa: Y015
-    def WhichOneof(
-        self, oneof_group: _WhichOneofArgType__min_coverage
-    ) -> _WhichOneofReturnType__min_coverage | None: ...
+    _WhichOneofArgType__min_coverage: _TypeAlias = _typing.Literal["_min_coverage", b"_min_coverage"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__min_coverage) -> _WhichOneofReturnType__min_coverage | None: ...
 
 Global___SearchOptions: _TypeAlias = SearchOptions  # noqa: Y015
 
@@ -219,16 +190,7 @@ class SearchRequest(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options", "query", b"query"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "collection",
-        b"collection",
-        "options",
-        b"options",
-        "query",
-        b"query",
-        "request_id",
-        b"request_id",
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "options", b"options", "query", b"query", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -282,24 +244,7 @@ class Hit(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "chunk",
-        b"chunk",
-        "id",
-        b"id",
-        "passage",
-        b"passage",
-        "payload",
-        b"payload",
-        "score",
-        b"score",
-        "shard",
-        b"shard",
-        "text",
-        b"text",
-        "title",
-        b"title",
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "id", b"id", "passage", b"passage", "payload", b"payload", "score", b"score", "shard", b"shard", "text", b"text", "title", b"title"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -359,26 +304,7 @@ class SearchResponse(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["coverage", b"coverage", "timings", b"timings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "coverage",
-        b"coverage",
-        "fingerprint",
-        b"fingerprint",
-        "generation",
-        b"generation",
-        "hits",
-        b"hits",
-        "position",
-        b"position",
-        "request_id",
-        b"request_id",
-        "superseded",
-        b"superseded",
-        "timings",
-        b"timings",
-        "truncated",
-        b"truncated",
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["coverage", b"coverage", "fingerprint", b"fingerprint", "generation", b"generation", "hits", b"hits", "position", b"position", "request_id", b"request_id", "superseded", b"superseded", "timings", b"timings", "truncated", b"truncated"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -422,18 +348,7 @@ class SearchBatchRequest(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options", "vectors", b"vectors"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "collection",
-        b"collection",
-        "options",
-        b"options",
-        "request_id",
-        b"request_id",
-        "texts",
-        b"texts",
-        "vectors",
-        b"vectors",
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "options", b"options", "request_id", b"request_id", "texts", b"texts", "vectors", b"vectors"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -475,18 +390,7 @@ class SearchBatchResponse(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["timings", b"timings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "answers",
-        b"answers",
-        "fingerprint",
-        b"fingerprint",
-        "generation",
-        b"generation",
-        "request_id",
-        b"request_id",
-        "timings",
-        b"timings",
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answers", b"answers", "fingerprint", b"fingerprint", "generation", b"generation", "request_id", b"request_id", "timings", b"timings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -534,20 +438,7 @@ class BatchAnswer(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["coverage", b"coverage", "status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "coverage",
-        b"coverage",
-        "hits",
-        b"hits",
-        "position",
-        b"position",
-        "status",
-        b"status",
-        "superseded",
-        b"superseded",
-        "truncated",
-        b"truncated",
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["coverage", b"coverage", "hits", b"hits", "position", b"position", "status", b"status", "superseded", b"superseded", "truncated", b"truncated"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -575,19 +466,13 @@ class IngestRequest(_message.Message):
         start: Global___IngestStart | None = ...,
         documents: Global___IngestDocuments | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal[
-        "documents", b"documents", "message", b"message", "start", b"start"
-    ]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["documents", b"documents", "message", b"message", "start", b"start"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "documents", b"documents", "message", b"message", "start", b"start"
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["documents", b"documents", "message", b"message", "start", b"start"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["start", "documents"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
-    def WhichOneof(
-        self, oneof_group: _WhichOneofArgType_message
-    ) -> _WhichOneofReturnType_message | None: ...
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
 Global___IngestRequest: _TypeAlias = IngestRequest  # noqa: Y015
 
@@ -617,9 +502,7 @@ class IngestStart(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "collection", b"collection", "fingerprint", b"fingerprint", "request_id", b"request_id"
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "fingerprint", b"fingerprint", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -677,9 +560,7 @@ class IngestDocument(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["document", b"document", "vector", b"vector"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "document", b"document", "number", b"number", "vector", b"vector"
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["document", b"document", "number", b"number", "vector", b"vector"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -707,19 +588,13 @@ class IngestResponse(_message.Message):
         started: Global___IngestStarted | None = ...,
         acknowledgements: Global___IngestAcknowledgements | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal[
-        "acknowledgements", b"acknowledgements", "message", b"message", "started", b"started"
-    ]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["acknowledgements", b"acknowledgements", "message", b"message", "started", b"started"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "acknowledgements", b"acknowledgements", "message", b"message", "started", b"started"
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledgements", b"acknowledgements", "message", b"message", "started", b"started"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["started", "acknowledgements"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
-    def WhichOneof(
-        self, oneof_group: _WhichOneofArgType_message
-    ) -> _WhichOneofReturnType_message | None: ...
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
 Global___IngestResponse: _TypeAlias = IngestResponse  # noqa: Y015
 
@@ -743,9 +618,7 @@ class IngestStarted(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "window_bytes", b"window_bytes", "window_documents", b"window_documents"
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["window_bytes", b"window_bytes", "window_documents", b"window_documents"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -762,9 +635,7 @@ class IngestAcknowledgements(_message.Message):
     position: _builtins.bytes
     """Position that includes them; opaque."""
     @_builtins.property
-    def acknowledgements(
-        self,
-    ) -> _containers.RepeatedCompositeFieldContainer[Global___IngestAcknowledgement]:
+    def acknowledgements(self) -> _containers.RepeatedCompositeFieldContainer[Global___IngestAcknowledgement]:
         """At least one."""
 
     def __init__(
@@ -775,9 +646,7 @@ class IngestAcknowledgements(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "acknowledgements", b"acknowledgements", "position", b"position"
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledgements", b"acknowledgements", "position", b"position"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -819,18 +688,7 @@ class IngestAcknowledgement(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "duplicate",
-        b"duplicate",
-        "number",
-        b"number",
-        "outcome",
-        b"outcome",
-        "status",
-        b"status",
-        "truncated",
-        b"truncated",
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duplicate", b"duplicate", "number", b"number", "outcome", b"outcome", "status", b"status", "truncated", b"truncated"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -862,9 +720,7 @@ class GetRequest(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "collection", b"collection", "ids", b"ids", "request_id", b"request_id"
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "ids", b"ids", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -948,9 +804,7 @@ class DeleteRequest(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "collection", b"collection", "ids", b"ids", "request_id", b"request_id"
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "ids", b"ids", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1030,38 +884,13 @@ class CreateCollectionRequest(_message.Message):
         similarity: _common_pb2.Similarity.ValueType = ...,
         shards: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal[
-        "_chunk_tokens", b"_chunk_tokens", "chunk_tokens", b"chunk_tokens"
-    ]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_chunk_tokens", b"_chunk_tokens", "chunk_tokens", b"chunk_tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "_chunk_tokens",
-        b"_chunk_tokens",
-        "chunk_tokens",
-        b"chunk_tokens",
-        "dim",
-        b"dim",
-        "encoder",
-        b"encoder",
-        "index",
-        b"index",
-        "kind",
-        b"kind",
-        "name",
-        b"name",
-        "shards",
-        b"shards",
-        "similarity",
-        b"similarity",
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_chunk_tokens", b"_chunk_tokens", "chunk_tokens", b"chunk_tokens", "dim", b"dim", "encoder", b"encoder", "index", b"index", "kind", b"kind", "name", b"name", "shards", b"shards", "similarity", b"similarity"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__chunk_tokens: _TypeAlias = _typing.Literal["chunk_tokens"]  # noqa: Y015
-    _WhichOneofArgType__chunk_tokens: _TypeAlias = _typing.Literal[
-        "_chunk_tokens", b"_chunk_tokens"
-    ]  # noqa: Y015
-    def WhichOneof(
-        self, oneof_group: _WhichOneofArgType__chunk_tokens
-    ) -> _WhichOneofReturnType__chunk_tokens | None: ...
+    _WhichOneofArgType__chunk_tokens: _TypeAlias = _typing.Literal["_chunk_tokens", b"_chunk_tokens"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__chunk_tokens) -> _WhichOneofReturnType__chunk_tokens | None: ...
 
 Global___CreateCollectionRequest: _TypeAlias = CreateCollectionRequest  # noqa: Y015
 
@@ -1232,9 +1061,7 @@ class AcceptLossRequest(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "collection", b"collection", "loss", b"loss", "shard", b"shard"
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "loss", b"loss", "shard", b"shard"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1289,16 +1116,7 @@ class CollectionInfo(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["settings", b"settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "documents",
-        b"documents",
-        "generation",
-        b"generation",
-        "settings",
-        b"settings",
-        "shards",
-        b"shards",
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["documents", b"documents", "generation", b"generation", "settings", b"settings", "shards", b"shards"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1366,32 +1184,7 @@ class ShardInfo(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "detail",
-        b"detail",
-        "documents",
-        b"documents",
-        "index_bytes",
-        b"index_bytes",
-        "indexes",
-        b"indexes",
-        "loss",
-        b"loss",
-        "passages",
-        b"passages",
-        "position",
-        b"position",
-        "recall",
-        b"recall",
-        "server",
-        b"server",
-        "shard",
-        b"shard",
-        "state",
-        b"state",
-        "tail_passages",
-        b"tail_passages",
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "documents", b"documents", "index_bytes", b"index_bytes", "indexes", b"indexes", "loss", b"loss", "passages", b"passages", "position", b"position", "recall", b"recall", "server", b"server", "shard", b"shard", "state", b"state", "tail_passages", b"tail_passages"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1476,20 +1269,7 @@ class GetStatusResponse(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "collections",
-        b"collections",
-        "controller_reachable",
-        b"controller_reachable",
-        "limits",
-        b"limits",
-        "processes",
-        b"processes",
-        "topology_version",
-        b"topology_version",
-        "version",
-        b"version",
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collections", b"collections", "controller_reachable", b"controller_reachable", "limits", b"limits", "processes", b"processes", "topology_version", b"topology_version", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1507,6 +1287,7 @@ class ProcessInfo(_message.Message):
     STATE_FIELD_NUMBER: _builtins.int
     PID_FIELD_NUMBER: _builtins.int
     RESTARTS_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"router-0", "encoder-1", "server-0", "controller"."""
     role: _builtins.str
@@ -1519,6 +1300,8 @@ class ProcessInfo(_message.Message):
     """Process id on its host; 0 when unknown."""
     restarts: _builtins.int
     """Times that it was started again."""
+    detail: _builtins.str
+    """Why it does not serve, for a person; empty when nothing is wrong."""
     def __init__(
         self,
         *,
@@ -1528,23 +1311,11 @@ class ProcessInfo(_message.Message):
         state: _builtins.str = ...,
         pid: _builtins.int = ...,
         restarts: _builtins.int = ...,
+        detail: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "address",
-        b"address",
-        "name",
-        b"name",
-        "pid",
-        b"pid",
-        "restarts",
-        b"restarts",
-        "role",
-        b"role",
-        "state",
-        b"state",
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "detail", b"detail", "name", b"name", "pid", b"pid", "restarts", b"restarts", "role", b"role", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

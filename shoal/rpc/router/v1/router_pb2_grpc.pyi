@@ -19,6 +19,7 @@ else:
 _T = _typing.TypeVar("_T")
 
 class _MaybeAsyncIterator(_abc.AsyncIterator[_T], _abc.Iterator[_T], metaclass=_abc_1.ABCMeta): ...
+
 class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ignore[misc, type-arg]
     ...
 
@@ -45,9 +46,7 @@ class SearchServiceStub:
     FINGERPRINT_MISMATCH), UNAVAILABLE (INSUFFICIENT_COVERAGE: its metadata
     names the missing shards).
     """
-    SearchBatch: _grpc.UnaryUnaryMultiCallable[
-        _router_pb2.SearchBatchRequest, _router_pb2.SearchBatchResponse
-    ]
+    SearchBatch: _grpc.UnaryUnaryMultiCallable[_router_pb2.SearchBatchRequest, _router_pb2.SearchBatchResponse]
     """Many questions at once; a bad one does not fail the others."""
     Ingest: _grpc.StreamStreamMultiCallable[_router_pb2.IngestRequest, _router_pb2.IngestResponse]
     """Stores documents. The first message is `start`; then documents, answered
@@ -77,9 +76,7 @@ class SearchServiceAsyncStub(SearchServiceStub):
     FINGERPRINT_MISMATCH), UNAVAILABLE (INSUFFICIENT_COVERAGE: its metadata
     names the missing shards).
     """
-    SearchBatch: _aio.UnaryUnaryMultiCallable[
-        _router_pb2.SearchBatchRequest, _router_pb2.SearchBatchResponse
-    ]  # type: ignore[assignment]
+    SearchBatch: _aio.UnaryUnaryMultiCallable[_router_pb2.SearchBatchRequest, _router_pb2.SearchBatchResponse]  # type: ignore[assignment]
     """Many questions at once; a bad one does not fail the others."""
     Ingest: _aio.StreamStreamMultiCallable[_router_pb2.IngestRequest, _router_pb2.IngestResponse]  # type: ignore[assignment]
     """Stores documents. The first message is `start`; then documents, answered
@@ -118,9 +115,7 @@ class SearchServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _router_pb2.SearchBatchRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[
-        _router_pb2.SearchBatchResponse, _abc.Awaitable[_router_pb2.SearchBatchResponse]
-    ]:
+    ) -> _typing.Union[_router_pb2.SearchBatchResponse, _abc.Awaitable[_router_pb2.SearchBatchResponse]]:
         """Many questions at once; a bad one does not fail the others."""
 
     @_abc_1.abstractmethod
@@ -128,9 +123,7 @@ class SearchServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request_iterator: _MaybeAsyncIterator[_router_pb2.IngestRequest],
         context: _ServicerContext,
-    ) -> _typing.Union[
-        _abc.Iterator[_router_pb2.IngestResponse], _abc.AsyncIterator[_router_pb2.IngestResponse]
-    ]:
+    ) -> _typing.Union[_abc.Iterator[_router_pb2.IngestResponse], _abc.AsyncIterator[_router_pb2.IngestResponse]]:
         """Stores documents. The first message is `start`; then documents, answered
         one by one as they become durable. A client keeps at most the announced
         window of documents unanswered. RESOURCE_EXHAUSTED (DISK_FULL) ends it.
@@ -152,9 +145,7 @@ class SearchServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_router_pb2.DeleteResponse, _abc.Awaitable[_router_pb2.DeleteResponse]]:
         """Deletes documents by id; never partial."""
 
-def add_SearchServiceServicer_to_server(
-    servicer: SearchServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]
-) -> None: ...
+def add_SearchServiceServicer_to_server(servicer: SearchServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class AdminServiceStub:
     """Collections and status. Calls that change something need the controller:
@@ -165,33 +156,21 @@ class AdminServiceStub:
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> AdminServiceAsyncStub: ...
-    CreateCollection: _grpc.UnaryUnaryMultiCallable[
-        _router_pb2.CreateCollectionRequest, _router_pb2.CreateCollectionResponse
-    ]
+    CreateCollection: _grpc.UnaryUnaryMultiCallable[_router_pb2.CreateCollectionRequest, _router_pb2.CreateCollectionResponse]
     """Creates a collection and waits until it serves. ALREADY_EXISTS
     (COLLECTION_EXISTS), NOT_FOUND (ENCODER_NOT_FOUND), INVALID_ARGUMENT
     (INVALID_NAME, INVALID_REQUEST), FAILED_PRECONDITION (UNSUPPORTED_MODEL),
     UNIMPLEMENTED (NOT_SUPPORTED).
     """
-    DropCollection: _grpc.UnaryUnaryMultiCallable[
-        _router_pb2.DropCollectionRequest, _router_pb2.DropCollectionResponse
-    ]
+    DropCollection: _grpc.UnaryUnaryMultiCallable[_router_pb2.DropCollectionRequest, _router_pb2.DropCollectionResponse]
     """Drops a collection and its data. NOT_FOUND (COLLECTION_NOT_FOUND)."""
-    ListCollections: _grpc.UnaryUnaryMultiCallable[
-        _router_pb2.ListCollectionsRequest, _router_pb2.ListCollectionsResponse
-    ]
+    ListCollections: _grpc.UnaryUnaryMultiCallable[_router_pb2.ListCollectionsRequest, _router_pb2.ListCollectionsResponse]
     """The collections, ascending by name."""
-    OptimizeCollection: _grpc.UnaryUnaryMultiCallable[
-        _router_pb2.OptimizeCollectionRequest, _router_pb2.OptimizeCollectionResponse
-    ]
+    OptimizeCollection: _grpc.UnaryUnaryMultiCallable[_router_pb2.OptimizeCollectionRequest, _router_pb2.OptimizeCollectionResponse]
     """Seals and merges a collection's shards into one segment each."""
-    GetStatus: _grpc.UnaryUnaryMultiCallable[
-        _router_pb2.GetStatusRequest, _router_pb2.GetStatusResponse
-    ]
+    GetStatus: _grpc.UnaryUnaryMultiCallable[_router_pb2.GetStatusRequest, _router_pb2.GetStatusResponse]
     """The cluster: processes, shards, collections, limits."""
-    AcceptLoss: _grpc.UnaryUnaryMultiCallable[
-        _router_pb2.AcceptLossRequest, _router_pb2.AcceptLossResponse
-    ]
+    AcceptLoss: _grpc.UnaryUnaryMultiCallable[_router_pb2.AcceptLossRequest, _router_pb2.AcceptLossResponse]
     """Lets a corrupt shard serve without the data that is lost.
     FAILED_PRECONDITION (LOSS_MISMATCH) when the shard names another loss.
     """
@@ -203,33 +182,21 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
-    CreateCollection: _aio.UnaryUnaryMultiCallable[
-        _router_pb2.CreateCollectionRequest, _router_pb2.CreateCollectionResponse
-    ]  # type: ignore[assignment]
+    CreateCollection: _aio.UnaryUnaryMultiCallable[_router_pb2.CreateCollectionRequest, _router_pb2.CreateCollectionResponse]  # type: ignore[assignment]
     """Creates a collection and waits until it serves. ALREADY_EXISTS
     (COLLECTION_EXISTS), NOT_FOUND (ENCODER_NOT_FOUND), INVALID_ARGUMENT
     (INVALID_NAME, INVALID_REQUEST), FAILED_PRECONDITION (UNSUPPORTED_MODEL),
     UNIMPLEMENTED (NOT_SUPPORTED).
     """
-    DropCollection: _aio.UnaryUnaryMultiCallable[
-        _router_pb2.DropCollectionRequest, _router_pb2.DropCollectionResponse
-    ]  # type: ignore[assignment]
+    DropCollection: _aio.UnaryUnaryMultiCallable[_router_pb2.DropCollectionRequest, _router_pb2.DropCollectionResponse]  # type: ignore[assignment]
     """Drops a collection and its data. NOT_FOUND (COLLECTION_NOT_FOUND)."""
-    ListCollections: _aio.UnaryUnaryMultiCallable[
-        _router_pb2.ListCollectionsRequest, _router_pb2.ListCollectionsResponse
-    ]  # type: ignore[assignment]
+    ListCollections: _aio.UnaryUnaryMultiCallable[_router_pb2.ListCollectionsRequest, _router_pb2.ListCollectionsResponse]  # type: ignore[assignment]
     """The collections, ascending by name."""
-    OptimizeCollection: _aio.UnaryUnaryMultiCallable[
-        _router_pb2.OptimizeCollectionRequest, _router_pb2.OptimizeCollectionResponse
-    ]  # type: ignore[assignment]
+    OptimizeCollection: _aio.UnaryUnaryMultiCallable[_router_pb2.OptimizeCollectionRequest, _router_pb2.OptimizeCollectionResponse]  # type: ignore[assignment]
     """Seals and merges a collection's shards into one segment each."""
-    GetStatus: _aio.UnaryUnaryMultiCallable[
-        _router_pb2.GetStatusRequest, _router_pb2.GetStatusResponse
-    ]  # type: ignore[assignment]
+    GetStatus: _aio.UnaryUnaryMultiCallable[_router_pb2.GetStatusRequest, _router_pb2.GetStatusResponse]  # type: ignore[assignment]
     """The cluster: processes, shards, collections, limits."""
-    AcceptLoss: _aio.UnaryUnaryMultiCallable[
-        _router_pb2.AcceptLossRequest, _router_pb2.AcceptLossResponse
-    ]  # type: ignore[assignment]
+    AcceptLoss: _aio.UnaryUnaryMultiCallable[_router_pb2.AcceptLossRequest, _router_pb2.AcceptLossResponse]  # type: ignore[assignment]
     """Lets a corrupt shard serve without the data that is lost.
     FAILED_PRECONDITION (LOSS_MISMATCH) when the shard names another loss.
     """
@@ -244,9 +211,7 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _router_pb2.CreateCollectionRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[
-        _router_pb2.CreateCollectionResponse, _abc.Awaitable[_router_pb2.CreateCollectionResponse]
-    ]:
+    ) -> _typing.Union[_router_pb2.CreateCollectionResponse, _abc.Awaitable[_router_pb2.CreateCollectionResponse]]:
         """Creates a collection and waits until it serves. ALREADY_EXISTS
         (COLLECTION_EXISTS), NOT_FOUND (ENCODER_NOT_FOUND), INVALID_ARGUMENT
         (INVALID_NAME, INVALID_REQUEST), FAILED_PRECONDITION (UNSUPPORTED_MODEL),
@@ -258,9 +223,7 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _router_pb2.DropCollectionRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[
-        _router_pb2.DropCollectionResponse, _abc.Awaitable[_router_pb2.DropCollectionResponse]
-    ]:
+    ) -> _typing.Union[_router_pb2.DropCollectionResponse, _abc.Awaitable[_router_pb2.DropCollectionResponse]]:
         """Drops a collection and its data. NOT_FOUND (COLLECTION_NOT_FOUND)."""
 
     @_abc_1.abstractmethod
@@ -268,9 +231,7 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _router_pb2.ListCollectionsRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[
-        _router_pb2.ListCollectionsResponse, _abc.Awaitable[_router_pb2.ListCollectionsResponse]
-    ]:
+    ) -> _typing.Union[_router_pb2.ListCollectionsResponse, _abc.Awaitable[_router_pb2.ListCollectionsResponse]]:
         """The collections, ascending by name."""
 
     @_abc_1.abstractmethod
@@ -278,10 +239,7 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _router_pb2.OptimizeCollectionRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[
-        _router_pb2.OptimizeCollectionResponse,
-        _abc.Awaitable[_router_pb2.OptimizeCollectionResponse],
-    ]:
+    ) -> _typing.Union[_router_pb2.OptimizeCollectionResponse, _abc.Awaitable[_router_pb2.OptimizeCollectionResponse]]:
         """Seals and merges a collection's shards into one segment each."""
 
     @_abc_1.abstractmethod
@@ -289,9 +247,7 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _router_pb2.GetStatusRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[
-        _router_pb2.GetStatusResponse, _abc.Awaitable[_router_pb2.GetStatusResponse]
-    ]:
+    ) -> _typing.Union[_router_pb2.GetStatusResponse, _abc.Awaitable[_router_pb2.GetStatusResponse]]:
         """The cluster: processes, shards, collections, limits."""
 
     @_abc_1.abstractmethod
@@ -299,13 +255,9 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _router_pb2.AcceptLossRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[
-        _router_pb2.AcceptLossResponse, _abc.Awaitable[_router_pb2.AcceptLossResponse]
-    ]:
+    ) -> _typing.Union[_router_pb2.AcceptLossResponse, _abc.Awaitable[_router_pb2.AcceptLossResponse]]:
         """Lets a corrupt shard serve without the data that is lost.
         FAILED_PRECONDITION (LOSS_MISMATCH) when the shard names another loss.
         """
 
-def add_AdminServiceServicer_to_server(
-    servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]
-) -> None: ...
+def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -4,15 +4,18 @@
 # source: shoal/rpc/shard/v1/shard.proto
 # Protobuf Python Version: 6.33.5
 """Generated protocol buffer code."""
-
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import descriptor_pool as _descriptor_pool
 from google.protobuf import runtime_version as _runtime_version
 from google.protobuf import symbol_database as _symbol_database
 from google.protobuf.internal import builder as _builder
-
 _runtime_version.ValidateProtobufRuntimeVersion(
-    _runtime_version.Domain.PUBLIC, 6, 33, 5, "", "shoal/rpc/shard/v1/shard.proto"
+    _runtime_version.Domain.PUBLIC,
+    6,
+    33,
+    5,
+    '',
+    'shoal/rpc/shard/v1/shard.proto'
 )
 # @@protoc_insertion_point(imports)
 
@@ -22,65 +25,63 @@ _sym_db = _symbol_database.Default()
 from shoal.rpc.common.v1 import common_pb2 as shoal_dot_rpc_dot_common_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(
-    b'\n\x1eshoal/rpc/shard/v1/shard.proto\x12\x12shoal.rpc.shard.v1\x1a shoal/rpc/common/v1/common.proto"A\n\x08ShardKey\x12\x12\n\ncollection\x18\x01 \x01(\x0c\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\r\n\x05shard\x18\x03 \x01(\r"\xb8\x01\n\x10OpenShardRequest\x12)\n\x03key\x18\x01 \x01(\x0b\x32\x1c.shoal.rpc.shard.v1.ShardKey\x12\x13\n\x0bshard_count\x18\x02 \x01(\r\x12\x39\n\x08settings\x18\x03 \x01(\x0b\x32\'.shoal.rpc.common.v1.CollectionSettings\x12\x14\n\x0cwriter_epoch\x18\x04 \x01(\x04\x12\x13\n\x0b\x61\x63\x63\x65pt_loss\x18\x05 \x01(\t"D\n\x11OpenShardResponse\x12/\n\x06status\x18\x01 \x01(\x0b\x32\x1f.shoal.rpc.shard.v1.ShardStatus"L\n\x11\x43loseShardRequest\x12)\n\x03key\x18\x01 \x01(\x0b\x32\x1c.shoal.rpc.shard.v1.ShardKey\x12\x0c\n\x04\x64rop\x18\x02 \x01(\x08"\x14\n\x12\x43loseShardResponse"\xb9\x01\n\rSearchRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12)\n\x03key\x18\x02 \x01(\x0b\x32\x1c.shoal.rpc.shard.v1.ShardKey\x12,\n\x07queries\x18\x03 \x01(\x0b\x32\x1b.shoal.rpc.common.v1.Matrix\x12\r\n\x05top_k\x18\x04 \x03(\r\x12\x14\n\x0ctime_left_us\x18\x05 \x03(\x04\x12\x16\n\x0e\x61\x66ter_sequence\x18\x06 \x03(\x04"\xf3\x01\n\x0eSearchResponse\x12\x12\n\nhit_counts\x18\x01 \x03(\r\x12\x0b\n\x03ids\x18\x02 \x01(\x0c\x12\x12\n\nid_lengths\x18\x03 \x01(\x0c\x12\x0e\n\x06scores\x18\x04 \x01(\x0c\x12\x11\n\tsequences\x18\x05 \x01(\x0c\x12\x10\n\x08passages\x18\x06 \x01(\x0c\x12\x11\n\tdocuments\x18\x07 \x01(\x04\x12\x10\n\x08position\x18\x08 \x01(\x04\x12-\n\x08statuses\x18\t \x03(\x0b\x32\x1b.shoal.rpc.common.v1.Status\x12\x10\n\x08queue_us\x18\n \x01(\x04\x12\x11\n\tsearch_us\x18\x0b \x01(\x04"\xaa\x01\n\x0c\x46\x65tchRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12)\n\x03key\x18\x02 \x01(\x0b\x32\x1c.shoal.rpc.shard.v1.ShardKey\x12\x0b\n\x03ids\x18\x03 \x03(\t\x12\x11\n\tsequences\x18\x04 \x03(\x04\x12\x10\n\x08passages\x18\x05 \x03(\r\x12)\n\x06\x66ields\x18\x06 \x03(\x0e\x32\x19.shoal.rpc.shard.v1.Field"Y\n\rFetchResponse\x12\x36\n\tdocuments\x18\x01 \x03(\x0b\x32#.shoal.rpc.shard.v1.FetchedDocument\x12\x10\n\x08position\x18\x02 \x01(\x04"\x8c\x01\n\x0f\x46\x65tchedDocument\x12\r\n\x05\x66ound\x18\x01 \x01(\x08\x12/\n\x08\x64ocument\x18\x02 \x01(\x0b\x32\x1d.shoal.rpc.common.v1.Document\x12\'\n\x04span\x18\x03 \x01(\x0b\x32\x19.shoal.rpc.common.v1.Span\x12\x10\n\x08sequence\x18\x04 \x01(\x04"k\n\x0cProbeRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12)\n\x03key\x18\x02 \x01(\x0b\x32\x1c.shoal.rpc.shard.v1.ShardKey\x12\x0b\n\x03ids\x18\x03 \x03(\t\x12\x0f\n\x07\x64igests\x18\x04 \x01(\x0c"4\n\rProbeResponse\x12\x11\n\tunchanged\x18\x01 \x03(\x08\x12\x10\n\x08position\x18\x02 \x01(\x04"\x91\x01\n\x0f\x44ocumentVersion\x12/\n\x08\x64ocument\x18\x01 \x01(\x0b\x32\x1d.shoal.rpc.common.v1.Document\x12\x0e\n\x06\x64igest\x18\x02 \x01(\x0c\x12\x15\n\rpassage_count\x18\x03 \x01(\r\x12\x13\n\x0bspan_starts\x18\x04 \x03(\r\x12\x11\n\tspan_ends\x18\x05 \x03(\r"\xc7\x01\n\x0cWriteRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12)\n\x03key\x18\x02 \x01(\x0b\x32\x1c.shoal.rpc.shard.v1.ShardKey\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\x35\n\x08versions\x18\x04 \x03(\x0b\x32#.shoal.rpc.shard.v1.DocumentVersion\x12,\n\x07vectors\x18\x05 \x01(\x0b\x32\x1b.shoal.rpc.common.v1.Matrix"u\n\rWriteResponse\x12\x11\n\tsequences\x18\x01 \x03(\x04\x12\x10\n\x08replaced\x18\x02 \x03(\x04\x12-\n\x08statuses\x18\x03 \x03(\x0b\x32\x1b.shoal.rpc.common.v1.Status\x12\x10\n\x08position\x18\x04 \x01(\x04"[\n\rDeleteRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12)\n\x03key\x18\x02 \x01(\x0b\x32\x1c.shoal.rpc.shard.v1.ShardKey\x12\x0b\n\x03ids\x18\x03 \x03(\t"1\n\x0e\x44\x65leteResponse\x12\r\n\x05\x66ound\x18\x01 \x03(\x08\x12\x10\n\x08position\x18\x02 \x01(\x04"<\n\x0fOptimizeRequest\x12)\n\x03key\x18\x01 \x01(\x0b\x32\x1c.shoal.rpc.shard.v1.ShardKey"C\n\x10OptimizeResponse\x12/\n\x06status\x18\x01 \x01(\x0b\x32\x1f.shoal.rpc.shard.v1.ShardStatus"\x12\n\x10GetStatusRequest"\\\n\x11GetStatusResponse\x12/\n\x06shards\x18\x01 \x03(\x0b\x32\x1f.shoal.rpc.shard.v1.ShardStatus\x12\x16\n\x0esearch_threads\x18\x02 \x01(\r"\x9e\x02\n\x0bShardStatus\x12)\n\x03key\x18\x01 \x01(\x0b\x32\x1c.shoal.rpc.shard.v1.ShardKey\x12-\n\x05state\x18\x02 \x01(\x0e\x32\x1e.shoal.rpc.shard.v1.ShardState\x12\x11\n\tdocuments\x18\x03 \x01(\x04\x12\x10\n\x08passages\x18\x04 \x01(\x04\x12\x10\n\x08position\x18\x05 \x01(\x04\x12\x15\n\rtail_passages\x18\x06 \x01(\x04\x12\x33\n\x08segments\x18\x07 \x03(\x0b\x32!.shoal.rpc.shard.v1.SegmentStatus\x12\x14\n\x0cwriter_epoch\x18\x08 \x01(\x04\x12\x0c\n\x04loss\x18\t \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\n \x01(\t"\x88\x01\n\rSegmentStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08passages\x18\x02 \x01(\x04\x12\x15\n\rlive_passages\x18\x03 \x01(\x04\x12\r\n\x05index\x18\x04 \x01(\t\x12\x12\n\nparameters\x18\x05 \x01(\t\x12\x0e\n\x06recall\x18\x06 \x01(\x01\x12\r\n\x05\x62ytes\x18\x07 \x01(\x04*R\n\x05\x46ield\x12\x15\n\x11\x46IELD_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x46IELD_TITLE\x10\x01\x12\x0e\n\nFIELD_TEXT\x10\x02\x12\x11\n\rFIELD_PAYLOAD\x10\x03*t\n\nShardState\x12\x1b\n\x17SHARD_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13SHARD_STATE_OPENING\x10\x01\x12\x17\n\x13SHARD_STATE_SERVING\x10\x02\x12\x17\n\x13SHARD_STATE_CORRUPT\x10\x03\x32\x82\x06\n\x0cShardService\x12X\n\tOpenShard\x12$.shoal.rpc.shard.v1.OpenShardRequest\x1a%.shoal.rpc.shard.v1.OpenShardResponse\x12[\n\nCloseShard\x12%.shoal.rpc.shard.v1.CloseShardRequest\x1a&.shoal.rpc.shard.v1.CloseShardResponse\x12O\n\x06Search\x12!.shoal.rpc.shard.v1.SearchRequest\x1a".shoal.rpc.shard.v1.SearchResponse\x12L\n\x05\x46\x65tch\x12 .shoal.rpc.shard.v1.FetchRequest\x1a!.shoal.rpc.shard.v1.FetchResponse\x12L\n\x05Probe\x12 .shoal.rpc.shard.v1.ProbeRequest\x1a!.shoal.rpc.shard.v1.ProbeResponse\x12L\n\x05Write\x12 .shoal.rpc.shard.v1.WriteRequest\x1a!.shoal.rpc.shard.v1.WriteResponse\x12O\n\x06\x44\x65lete\x12!.shoal.rpc.shard.v1.DeleteRequest\x1a".shoal.rpc.shard.v1.DeleteResponse\x12U\n\x08Optimize\x12#.shoal.rpc.shard.v1.OptimizeRequest\x1a$.shoal.rpc.shard.v1.OptimizeResponse\x12X\n\tGetStatus\x12$.shoal.rpc.shard.v1.GetStatusRequest\x1a%.shoal.rpc.shard.v1.GetStatusResponseb\x06proto3'
-)
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eshoal/rpc/shard/v1/shard.proto\x12\x12shoal.rpc.shard.v1\x1a shoal/rpc/common/v1/common.proto\"A\n\x08ShardKey\x12\x12\n\ncollection\x18\x01 \x01(\x0c\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\r\n\x05shard\x18\x03 \x01(\r\"\xb8\x01\n\x10OpenShardRequest\x12)\n\x03key\x18\x01 \x01(\x0b\x32\x1c.shoal.rpc.shard.v1.ShardKey\x12\x13\n\x0bshard_count\x18\x02 \x01(\r\x12\x39\n\x08settings\x18\x03 \x01(\x0b\x32\'.shoal.rpc.common.v1.CollectionSettings\x12\x14\n\x0cwriter_epoch\x18\x04 \x01(\x04\x12\x13\n\x0b\x61\x63\x63\x65pt_loss\x18\x05 \x01(\t\"D\n\x11OpenShardResponse\x12/\n\x06status\x18\x01 \x01(\x0b\x32\x1f.shoal.rpc.shard.v1.ShardStatus\"L\n\x11\x43loseShardRequest\x12)\n\x03key\x18\x01 \x01(\x0b\x32\x1c.shoal.rpc.shard.v1.ShardKey\x12\x0c\n\x04\x64rop\x18\x02 \x01(\x08\"\x14\n\x12\x43loseShardResponse\"\xb9\x01\n\rSearchRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12)\n\x03key\x18\x02 \x01(\x0b\x32\x1c.shoal.rpc.shard.v1.ShardKey\x12,\n\x07queries\x18\x03 \x01(\x0b\x32\x1b.shoal.rpc.common.v1.Matrix\x12\r\n\x05top_k\x18\x04 \x03(\r\x12\x14\n\x0ctime_left_us\x18\x05 \x03(\x04\x12\x16\n\x0e\x61\x66ter_sequence\x18\x06 \x03(\x04\"\xf3\x01\n\x0eSearchResponse\x12\x12\n\nhit_counts\x18\x01 \x03(\r\x12\x0b\n\x03ids\x18\x02 \x01(\x0c\x12\x12\n\nid_lengths\x18\x03 \x01(\x0c\x12\x0e\n\x06scores\x18\x04 \x01(\x0c\x12\x11\n\tsequences\x18\x05 \x01(\x0c\x12\x10\n\x08passages\x18\x06 \x01(\x0c\x12\x11\n\tdocuments\x18\x07 \x01(\x04\x12\x10\n\x08position\x18\x08 \x01(\x04\x12-\n\x08statuses\x18\t \x03(\x0b\x32\x1b.shoal.rpc.common.v1.Status\x12\x10\n\x08queue_us\x18\n \x01(\x04\x12\x11\n\tsearch_us\x18\x0b \x01(\x04\"\xaa\x01\n\x0c\x46\x65tchRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12)\n\x03key\x18\x02 \x01(\x0b\x32\x1c.shoal.rpc.shard.v1.ShardKey\x12\x0b\n\x03ids\x18\x03 \x03(\t\x12\x11\n\tsequences\x18\x04 \x03(\x04\x12\x10\n\x08passages\x18\x05 \x03(\r\x12)\n\x06\x66ields\x18\x06 \x03(\x0e\x32\x19.shoal.rpc.shard.v1.Field\"Y\n\rFetchResponse\x12\x36\n\tdocuments\x18\x01 \x03(\x0b\x32#.shoal.rpc.shard.v1.FetchedDocument\x12\x10\n\x08position\x18\x02 \x01(\x04\"\x8c\x01\n\x0f\x46\x65tchedDocument\x12\r\n\x05\x66ound\x18\x01 \x01(\x08\x12/\n\x08\x64ocument\x18\x02 \x01(\x0b\x32\x1d.shoal.rpc.common.v1.Document\x12\'\n\x04span\x18\x03 \x01(\x0b\x32\x19.shoal.rpc.common.v1.Span\x12\x10\n\x08sequence\x18\x04 \x01(\x04\"k\n\x0cProbeRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12)\n\x03key\x18\x02 \x01(\x0b\x32\x1c.shoal.rpc.shard.v1.ShardKey\x12\x0b\n\x03ids\x18\x03 \x03(\t\x12\x0f\n\x07\x64igests\x18\x04 \x01(\x0c\"4\n\rProbeResponse\x12\x11\n\tunchanged\x18\x01 \x03(\x08\x12\x10\n\x08position\x18\x02 \x01(\x04\"\x91\x01\n\x0f\x44ocumentVersion\x12/\n\x08\x64ocument\x18\x01 \x01(\x0b\x32\x1d.shoal.rpc.common.v1.Document\x12\x0e\n\x06\x64igest\x18\x02 \x01(\x0c\x12\x15\n\rpassage_count\x18\x03 \x01(\r\x12\x13\n\x0bspan_starts\x18\x04 \x03(\r\x12\x11\n\tspan_ends\x18\x05 \x03(\r\"\xc7\x01\n\x0cWriteRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12)\n\x03key\x18\x02 \x01(\x0b\x32\x1c.shoal.rpc.shard.v1.ShardKey\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\x35\n\x08versions\x18\x04 \x03(\x0b\x32#.shoal.rpc.shard.v1.DocumentVersion\x12,\n\x07vectors\x18\x05 \x01(\x0b\x32\x1b.shoal.rpc.common.v1.Matrix\"u\n\rWriteResponse\x12\x11\n\tsequences\x18\x01 \x03(\x04\x12\x10\n\x08replaced\x18\x02 \x03(\x04\x12-\n\x08statuses\x18\x03 \x03(\x0b\x32\x1b.shoal.rpc.common.v1.Status\x12\x10\n\x08position\x18\x04 \x01(\x04\"[\n\rDeleteRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12)\n\x03key\x18\x02 \x01(\x0b\x32\x1c.shoal.rpc.shard.v1.ShardKey\x12\x0b\n\x03ids\x18\x03 \x03(\t\"1\n\x0e\x44\x65leteResponse\x12\r\n\x05\x66ound\x18\x01 \x03(\x08\x12\x10\n\x08position\x18\x02 \x01(\x04\"<\n\x0fOptimizeRequest\x12)\n\x03key\x18\x01 \x01(\x0b\x32\x1c.shoal.rpc.shard.v1.ShardKey\"C\n\x10OptimizeResponse\x12/\n\x06status\x18\x01 \x01(\x0b\x32\x1f.shoal.rpc.shard.v1.ShardStatus\"\x12\n\x10GetStatusRequest\"\\\n\x11GetStatusResponse\x12/\n\x06shards\x18\x01 \x03(\x0b\x32\x1f.shoal.rpc.shard.v1.ShardStatus\x12\x16\n\x0esearch_threads\x18\x02 \x01(\r\"\x9e\x02\n\x0bShardStatus\x12)\n\x03key\x18\x01 \x01(\x0b\x32\x1c.shoal.rpc.shard.v1.ShardKey\x12-\n\x05state\x18\x02 \x01(\x0e\x32\x1e.shoal.rpc.shard.v1.ShardState\x12\x11\n\tdocuments\x18\x03 \x01(\x04\x12\x10\n\x08passages\x18\x04 \x01(\x04\x12\x10\n\x08position\x18\x05 \x01(\x04\x12\x15\n\rtail_passages\x18\x06 \x01(\x04\x12\x33\n\x08segments\x18\x07 \x03(\x0b\x32!.shoal.rpc.shard.v1.SegmentStatus\x12\x14\n\x0cwriter_epoch\x18\x08 \x01(\x04\x12\x0c\n\x04loss\x18\t \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\n \x01(\t\"\x88\x01\n\rSegmentStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08passages\x18\x02 \x01(\x04\x12\x15\n\rlive_passages\x18\x03 \x01(\x04\x12\r\n\x05index\x18\x04 \x01(\t\x12\x12\n\nparameters\x18\x05 \x01(\t\x12\x0e\n\x06recall\x18\x06 \x01(\x01\x12\r\n\x05\x62ytes\x18\x07 \x01(\x04*R\n\x05\x46ield\x12\x15\n\x11\x46IELD_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x46IELD_TITLE\x10\x01\x12\x0e\n\nFIELD_TEXT\x10\x02\x12\x11\n\rFIELD_PAYLOAD\x10\x03*t\n\nShardState\x12\x1b\n\x17SHARD_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13SHARD_STATE_OPENING\x10\x01\x12\x17\n\x13SHARD_STATE_SERVING\x10\x02\x12\x17\n\x13SHARD_STATE_CORRUPT\x10\x03\x32\x82\x06\n\x0cShardService\x12X\n\tOpenShard\x12$.shoal.rpc.shard.v1.OpenShardRequest\x1a%.shoal.rpc.shard.v1.OpenShardResponse\x12[\n\nCloseShard\x12%.shoal.rpc.shard.v1.CloseShardRequest\x1a&.shoal.rpc.shard.v1.CloseShardResponse\x12O\n\x06Search\x12!.shoal.rpc.shard.v1.SearchRequest\x1a\".shoal.rpc.shard.v1.SearchResponse\x12L\n\x05\x46\x65tch\x12 .shoal.rpc.shard.v1.FetchRequest\x1a!.shoal.rpc.shard.v1.FetchResponse\x12L\n\x05Probe\x12 .shoal.rpc.shard.v1.ProbeRequest\x1a!.shoal.rpc.shard.v1.ProbeResponse\x12L\n\x05Write\x12 .shoal.rpc.shard.v1.WriteRequest\x1a!.shoal.rpc.shard.v1.WriteResponse\x12O\n\x06\x44\x65lete\x12!.shoal.rpc.shard.v1.DeleteRequest\x1a\".shoal.rpc.shard.v1.DeleteResponse\x12U\n\x08Optimize\x12#.shoal.rpc.shard.v1.OptimizeRequest\x1a$.shoal.rpc.shard.v1.OptimizeResponse\x12X\n\tGetStatus\x12$.shoal.rpc.shard.v1.GetStatusRequest\x1a%.shoal.rpc.shard.v1.GetStatusResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
-_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, "shoal.rpc.shard.v1.shard_pb2", _globals)
+_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'shoal.rpc.shard.v1.shard_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-    DESCRIPTOR._loaded_options = None
-    _globals["_FIELD"]._serialized_start = 2802
-    _globals["_FIELD"]._serialized_end = 2884
-    _globals["_SHARDSTATE"]._serialized_start = 2886
-    _globals["_SHARDSTATE"]._serialized_end = 3002
-    _globals["_SHARDKEY"]._serialized_start = 88
-    _globals["_SHARDKEY"]._serialized_end = 153
-    _globals["_OPENSHARDREQUEST"]._serialized_start = 156
-    _globals["_OPENSHARDREQUEST"]._serialized_end = 340
-    _globals["_OPENSHARDRESPONSE"]._serialized_start = 342
-    _globals["_OPENSHARDRESPONSE"]._serialized_end = 410
-    _globals["_CLOSESHARDREQUEST"]._serialized_start = 412
-    _globals["_CLOSESHARDREQUEST"]._serialized_end = 488
-    _globals["_CLOSESHARDRESPONSE"]._serialized_start = 490
-    _globals["_CLOSESHARDRESPONSE"]._serialized_end = 510
-    _globals["_SEARCHREQUEST"]._serialized_start = 513
-    _globals["_SEARCHREQUEST"]._serialized_end = 698
-    _globals["_SEARCHRESPONSE"]._serialized_start = 701
-    _globals["_SEARCHRESPONSE"]._serialized_end = 944
-    _globals["_FETCHREQUEST"]._serialized_start = 947
-    _globals["_FETCHREQUEST"]._serialized_end = 1117
-    _globals["_FETCHRESPONSE"]._serialized_start = 1119
-    _globals["_FETCHRESPONSE"]._serialized_end = 1208
-    _globals["_FETCHEDDOCUMENT"]._serialized_start = 1211
-    _globals["_FETCHEDDOCUMENT"]._serialized_end = 1351
-    _globals["_PROBEREQUEST"]._serialized_start = 1353
-    _globals["_PROBEREQUEST"]._serialized_end = 1460
-    _globals["_PROBERESPONSE"]._serialized_start = 1462
-    _globals["_PROBERESPONSE"]._serialized_end = 1514
-    _globals["_DOCUMENTVERSION"]._serialized_start = 1517
-    _globals["_DOCUMENTVERSION"]._serialized_end = 1662
-    _globals["_WRITEREQUEST"]._serialized_start = 1665
-    _globals["_WRITEREQUEST"]._serialized_end = 1864
-    _globals["_WRITERESPONSE"]._serialized_start = 1866
-    _globals["_WRITERESPONSE"]._serialized_end = 1983
-    _globals["_DELETEREQUEST"]._serialized_start = 1985
-    _globals["_DELETEREQUEST"]._serialized_end = 2076
-    _globals["_DELETERESPONSE"]._serialized_start = 2078
-    _globals["_DELETERESPONSE"]._serialized_end = 2127
-    _globals["_OPTIMIZEREQUEST"]._serialized_start = 2129
-    _globals["_OPTIMIZEREQUEST"]._serialized_end = 2189
-    _globals["_OPTIMIZERESPONSE"]._serialized_start = 2191
-    _globals["_OPTIMIZERESPONSE"]._serialized_end = 2258
-    _globals["_GETSTATUSREQUEST"]._serialized_start = 2260
-    _globals["_GETSTATUSREQUEST"]._serialized_end = 2278
-    _globals["_GETSTATUSRESPONSE"]._serialized_start = 2280
-    _globals["_GETSTATUSRESPONSE"]._serialized_end = 2372
-    _globals["_SHARDSTATUS"]._serialized_start = 2375
-    _globals["_SHARDSTATUS"]._serialized_end = 2661
-    _globals["_SEGMENTSTATUS"]._serialized_start = 2664
-    _globals["_SEGMENTSTATUS"]._serialized_end = 2800
-    _globals["_SHARDSERVICE"]._serialized_start = 3005
-    _globals["_SHARDSERVICE"]._serialized_end = 3775
+  DESCRIPTOR._loaded_options = None
+  _globals['_FIELD']._serialized_start=2802
+  _globals['_FIELD']._serialized_end=2884
+  _globals['_SHARDSTATE']._serialized_start=2886
+  _globals['_SHARDSTATE']._serialized_end=3002
+  _globals['_SHARDKEY']._serialized_start=88
+  _globals['_SHARDKEY']._serialized_end=153
+  _globals['_OPENSHARDREQUEST']._serialized_start=156
+  _globals['_OPENSHARDREQUEST']._serialized_end=340
+  _globals['_OPENSHARDRESPONSE']._serialized_start=342
+  _globals['_OPENSHARDRESPONSE']._serialized_end=410
+  _globals['_CLOSESHARDREQUEST']._serialized_start=412
+  _globals['_CLOSESHARDREQUEST']._serialized_end=488
+  _globals['_CLOSESHARDRESPONSE']._serialized_start=490
+  _globals['_CLOSESHARDRESPONSE']._serialized_end=510
+  _globals['_SEARCHREQUEST']._serialized_start=513
+  _globals['_SEARCHREQUEST']._serialized_end=698
+  _globals['_SEARCHRESPONSE']._serialized_start=701
+  _globals['_SEARCHRESPONSE']._serialized_end=944
+  _globals['_FETCHREQUEST']._serialized_start=947
+  _globals['_FETCHREQUEST']._serialized_end=1117
+  _globals['_FETCHRESPONSE']._serialized_start=1119
+  _globals['_FETCHRESPONSE']._serialized_end=1208
+  _globals['_FETCHEDDOCUMENT']._serialized_start=1211
+  _globals['_FETCHEDDOCUMENT']._serialized_end=1351
+  _globals['_PROBEREQUEST']._serialized_start=1353
+  _globals['_PROBEREQUEST']._serialized_end=1460
+  _globals['_PROBERESPONSE']._serialized_start=1462
+  _globals['_PROBERESPONSE']._serialized_end=1514
+  _globals['_DOCUMENTVERSION']._serialized_start=1517
+  _globals['_DOCUMENTVERSION']._serialized_end=1662
+  _globals['_WRITEREQUEST']._serialized_start=1665
+  _globals['_WRITEREQUEST']._serialized_end=1864
+  _globals['_WRITERESPONSE']._serialized_start=1866
+  _globals['_WRITERESPONSE']._serialized_end=1983
+  _globals['_DELETEREQUEST']._serialized_start=1985
+  _globals['_DELETEREQUEST']._serialized_end=2076
+  _globals['_DELETERESPONSE']._serialized_start=2078
+  _globals['_DELETERESPONSE']._serialized_end=2127
+  _globals['_OPTIMIZEREQUEST']._serialized_start=2129
+  _globals['_OPTIMIZEREQUEST']._serialized_end=2189
+  _globals['_OPTIMIZERESPONSE']._serialized_start=2191
+  _globals['_OPTIMIZERESPONSE']._serialized_end=2258
+  _globals['_GETSTATUSREQUEST']._serialized_start=2260
+  _globals['_GETSTATUSREQUEST']._serialized_end=2278
+  _globals['_GETSTATUSRESPONSE']._serialized_start=2280
+  _globals['_GETSTATUSRESPONSE']._serialized_end=2372
+  _globals['_SHARDSTATUS']._serialized_start=2375
+  _globals['_SHARDSTATUS']._serialized_end=2661
+  _globals['_SEGMENTSTATUS']._serialized_start=2664
+  _globals['_SEGMENTSTATUS']._serialized_end=2800
+  _globals['_SHARDSERVICE']._serialized_start=3005
+  _globals['_SHARDSERVICE']._serialized_end=3775
 # @@protoc_insertion_point(module_scope)

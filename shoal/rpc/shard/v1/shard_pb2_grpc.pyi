@@ -19,6 +19,7 @@ else:
 _T = _typing.TypeVar("_T")
 
 class _MaybeAsyncIterator(_abc.AsyncIterator[_T], _abc.Iterator[_T], metaclass=_abc_1.ABCMeta): ...
+
 class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ignore[misc, type-arg]
     ...
 
@@ -39,17 +40,16 @@ class ShardServiceStub:
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ShardServiceAsyncStub: ...
-    OpenShard: _grpc.UnaryUnaryMultiCallable[
-        _shard_pb2.OpenShardRequest, _shard_pb2.OpenShardResponse
-    ]
+    OpenShard: _grpc.UnaryUnaryMultiCallable[_shard_pb2.OpenShardRequest, _shard_pb2.OpenShardResponse]
     """Opens a shard: recovers it from its manifest and log, and serves it. A
     shard already open under the same epoch is a no-op.
     DATA_LOSS (CORRUPT_LOG) names the loss in its metadata key "loss".
     """
-    CloseShard: _grpc.UnaryUnaryMultiCallable[
-        _shard_pb2.CloseShardRequest, _shard_pb2.CloseShardResponse
-    ]
-    """Stops serving a shard; with drop set, deletes its data too."""
+    CloseShard: _grpc.UnaryUnaryMultiCallable[_shard_pb2.CloseShardRequest, _shard_pb2.CloseShardResponse]
+    """Stops serving a shard; with drop set, deletes its data too. A shard that
+    the server does not hold is closed already: no error, and drop still
+    deletes its data (the server that held it may be gone).
+    """
     Search: _grpc.UnaryUnaryMultiCallable[_shard_pb2.SearchRequest, _shard_pb2.SearchResponse]
     """The shard's best documents for each of many queries."""
     Fetch: _grpc.UnaryUnaryMultiCallable[_shard_pb2.FetchRequest, _shard_pb2.FetchResponse]
@@ -62,9 +62,7 @@ class ShardServiceStub:
     """Deletes documents. Answers when that is durable and visible."""
     Optimize: _grpc.UnaryUnaryMultiCallable[_shard_pb2.OptimizeRequest, _shard_pb2.OptimizeResponse]
     """Seals the tail and merges all segments into one; answers when it serves."""
-    GetStatus: _grpc.UnaryUnaryMultiCallable[
-        _shard_pb2.GetStatusRequest, _shard_pb2.GetStatusResponse
-    ]
+    GetStatus: _grpc.UnaryUnaryMultiCallable[_shard_pb2.GetStatusRequest, _shard_pb2.GetStatusResponse]
     """Describes every shard that the server holds."""
 
 @_typing.type_check_only
@@ -79,17 +77,16 @@ class ShardServiceAsyncStub(ShardServiceStub):
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
-    OpenShard: _aio.UnaryUnaryMultiCallable[
-        _shard_pb2.OpenShardRequest, _shard_pb2.OpenShardResponse
-    ]  # type: ignore[assignment]
+    OpenShard: _aio.UnaryUnaryMultiCallable[_shard_pb2.OpenShardRequest, _shard_pb2.OpenShardResponse]  # type: ignore[assignment]
     """Opens a shard: recovers it from its manifest and log, and serves it. A
     shard already open under the same epoch is a no-op.
     DATA_LOSS (CORRUPT_LOG) names the loss in its metadata key "loss".
     """
-    CloseShard: _aio.UnaryUnaryMultiCallable[
-        _shard_pb2.CloseShardRequest, _shard_pb2.CloseShardResponse
-    ]  # type: ignore[assignment]
-    """Stops serving a shard; with drop set, deletes its data too."""
+    CloseShard: _aio.UnaryUnaryMultiCallable[_shard_pb2.CloseShardRequest, _shard_pb2.CloseShardResponse]  # type: ignore[assignment]
+    """Stops serving a shard; with drop set, deletes its data too. A shard that
+    the server does not hold is closed already: no error, and drop still
+    deletes its data (the server that held it may be gone).
+    """
     Search: _aio.UnaryUnaryMultiCallable[_shard_pb2.SearchRequest, _shard_pb2.SearchResponse]  # type: ignore[assignment]
     """The shard's best documents for each of many queries."""
     Fetch: _aio.UnaryUnaryMultiCallable[_shard_pb2.FetchRequest, _shard_pb2.FetchResponse]  # type: ignore[assignment]
@@ -102,9 +99,7 @@ class ShardServiceAsyncStub(ShardServiceStub):
     """Deletes documents. Answers when that is durable and visible."""
     Optimize: _aio.UnaryUnaryMultiCallable[_shard_pb2.OptimizeRequest, _shard_pb2.OptimizeResponse]  # type: ignore[assignment]
     """Seals the tail and merges all segments into one; answers when it serves."""
-    GetStatus: _aio.UnaryUnaryMultiCallable[
-        _shard_pb2.GetStatusRequest, _shard_pb2.GetStatusResponse
-    ]  # type: ignore[assignment]
+    GetStatus: _aio.UnaryUnaryMultiCallable[_shard_pb2.GetStatusRequest, _shard_pb2.GetStatusResponse]  # type: ignore[assignment]
     """Describes every shard that the server holds."""
 
 class ShardServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -133,10 +128,11 @@ class ShardServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _shard_pb2.CloseShardRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[
-        _shard_pb2.CloseShardResponse, _abc.Awaitable[_shard_pb2.CloseShardResponse]
-    ]:
-        """Stops serving a shard; with drop set, deletes its data too."""
+    ) -> _typing.Union[_shard_pb2.CloseShardResponse, _abc.Awaitable[_shard_pb2.CloseShardResponse]]:
+        """Stops serving a shard; with drop set, deletes its data too. A shard that
+        the server does not hold is closed already: no error, and drop still
+        deletes its data (the server that held it may be gone).
+        """
 
     @_abc_1.abstractmethod
     def Search(
@@ -194,6 +190,4 @@ class ShardServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_shard_pb2.GetStatusResponse, _abc.Awaitable[_shard_pb2.GetStatusResponse]]:
         """Describes every shard that the server holds."""
 
-def add_ShardServiceServicer_to_server(
-    servicer: ShardServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]
-) -> None: ...
+def add_ShardServiceServicer_to_server(servicer: ShardServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
