@@ -1,0 +1,69 @@
+"""The map of the cluster as routers use it. The higher version wins."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from shoal.types import Kind, Similarity
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionMap:
+    """A collection and where its serving generation is.
+
+    Attributes:
+        name: the user's name for it.
+        uuid: identity, 16 bytes.
+        generation: the one that serves.
+        kind: what is stored for each passage.
+        similarity: how vectors compare.
+        dim: columns of a vector.
+        fingerprint: of the encoder's card; empty when users bring vectors.
+        chunk_tokens: tokens of text in one passage; 0 turns chunking off.
+        chunk_overlap: tokens that neighbouring passages share.
+        servers: per shard, names of the servers that hold it; the first may write.
+        documents: per shard, documents as last published.
+    """
+
+    name: str
+    uuid: bytes
+    generation: int
+    kind: Kind
+    similarity: Similarity
+    dim: int
+    fingerprint: str
+    chunk_tokens: int
+    chunk_overlap: int
+    servers: tuple[tuple[str, ...], ...]
+    documents: tuple[int, ...]
+
+    @property
+    def lane(self) -> tuple[bytes, int]:
+        """Names the generation among all collections'."""
+        return self.uuid, self.generation
+
+    @property
+    def shard_count(self) -> int:
+        """Shards of the generation."""
+        return len(self.servers)
+
+
+@dataclass(frozen=True, slots=True)
+class TopologyMap:
+    """Where everything is.
+
+    Attributes:
+        version: only grows; 0 is "none known".
+        addresses: host:port of each server and encoder by name.
+        encoders: names of the encoder workers that serve a fingerprint.
+        collections: by name.
+    """
+
+    version: int = 0
+    addresses: Mapping[str, str] = field(default_factory=dict)
+    encoders: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    collections: Mapping[str, CollectionMap] = field(default_factory=dict)
+
+
+def newer(current: TopologyMap, candidate: TopologyMap) -> bool:
+    """Whether the candidate replaces the current map."""
+    return candidate.version > current.version
