@@ -1,0 +1,179 @@
+"""What a wish for a collection becomes, or why it cannot."""
+
+import json
+from dataclasses import dataclass
+
+from shoal.errors import InvalidRequest, LimitExceeded, NotSupported
+from shoal.ids import check_name
+from shoal.types import Kind, Similarity
+
+CHUNK_TOKENS = 200
+"""Tokens of text in a passage, when the user does not say."""
+CHUNK_OVERLAP = 32
+"""Tokens that neighbouring passages of CHUNK_TOKENS share; scaled with other lengths."""
+DEFAULT_ENCODER = "all-minilm-l6-v2"
+NO_ENCODER = "none"
+INDEXES = ("auto", "flat", "hnsw", "ivf-pq")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """A collection as asked for. Empty, 0 and None stand for "not said"."""
+
+    name: str
+    kind: Kind = Kind.SINGLE
+    encoder: str = ""
+    dim: int = 0
+    index: str = ""
+    chunk_tokens: int | None = None
+    similarity: Similarity | None = None
+    shards: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """What an encoder says of the model that it loaded.
+
+    Attributes:
+        fingerprint: 64 hex digits.
+        card_json: canonical JSON of the card.
+        dim: columns of a full vector.
+        similarity: the card's.
+        max_document_tokens: tokens of a passage at most, special ones included.
+    """
+
+    fingerprint: str
+    card_json: str
+    dim: int
+    similarity: Similarity
+    max_document_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bounds:
+    """Limits and defaults of the cluster."""
+
+    max_dim: int
+    max_shards: int
+    default_shards: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settled:
+    """A collection's settings, complete."""
+
+    name: str
+    kind: Kind
+    similarity: Similarity
+    dim: int
+    encoder: str
+    fingerprint: str
+    card_json: str
+    index: str
+    chunk_tokens: int
+    chunk_overlap: int
+    shards: int
+
+
+def check_wish(wish: Wish, bounds: Bounds) -> Wish:
+    """The wish with its defaults, as far as no model is needed to know them.
+
+    Raises:
+        InvalidName: the name.
+        NotSupported: kind colbert.
+        InvalidRequest: an unknown index; no dim without an encoder; chunking
+            without an encoder.
+        LimitExceeded: dim or shards.
+    """
+    check_name(wish.name)
+    if wish.kind is Kind.COLBERT:
+        raise NotSupported("collections of kind colbert are not supported yet; use single")
+    index = wish.index or "auto"
+    if index not in INDEXES:
+        raise InvalidRequest(f"index {index[:40]!r} is none of {', '.join(INDEXES)}", field="index")
+    encoder = wish.encoder or DEFAULT_ENCODER
+    if encoder == NO_ENCODER and wish.dim == 0:
+        raise InvalidRequest("a collection without an encoder needs a dim", field="dim")
+    if encoder == NO_ENCODER and wish.chunk_tokens:
+        raise InvalidRequest("without an encoder there is no chunking", field="chunk_tokens")
+    shards = wish.shards or bounds.default_shards
+    _check_limit("max_dim", wish.dim, bounds.max_dim)
+    _check_limit("max_shards", shards, bounds.max_shards)
+    return Wish(
+        name=wish.name,
+        kind=wish.kind,
+        encoder=encoder,
+        dim=wish.dim,
+        index=index,
+        chunk_tokens=wish.chunk_tokens,
+        similarity=wish.similarity,
+        shards=shards,
+    )
+
+
+def settle(wish: Wish, model: Model | None) -> Settled:
+    """Complete settings of a checked wish.
+
+    Args:
+        wish: from `check_wish`.
+        model: what its encoder loaded; None for "none".
+
+    Raises:
+        InvalidRequest: a dim or a chunk length that the model does not have.
+    """
+    chunk_tokens = 0
+    if model is not None:
+        _check_dim(wish.dim, model)
+        chunk_tokens = _chunk_tokens(wish.chunk_tokens, model)
+    return Settled(
+        name=wish.name,
+        kind=wish.kind,
+        similarity=wish.similarity or (model.similarity if model else Similarity.COSINE),
+        dim=wish.dim or (model.dim if model else 0),
+        encoder=wish.encoder,
+        fingerprint=model.fingerprint if model else "",
+        card_json=model.card_json if model else "",
+        index=wish.index,
+        chunk_tokens=chunk_tokens,
+        chunk_overlap=chunk_tokens * CHUNK_OVERLAP // CHUNK_TOKENS,
+        shards=wish.shards,
+    )
+
+
+def _chunk_tokens(asked: int | None, model: Model) -> int:
+    # Two tokens of every passage are the model's own marks.
+    longest = max(1, model.max_document_tokens - 2)
+    if asked is None:
+        return min(CHUNK_TOKENS, longest)
+    if asked > longest:
+        raise InvalidRequest(
+            f"a passage of {asked} tokens is longer than the model's {longest}; "
+            "ask for fewer, or 0 to turn chunking off",
+            field="chunk_tokens",
+        )
+    return asked
+
+
+def _check_dim(dim: int, model: Model) -> None:
+    allowed = sorted({model.dim, *matryoshka_dims(model.card_json)})
+    if dim and dim not in allowed:
+        raise InvalidRequest(
+            f"the model has no vectors of {dim} columns; it has {', '.join(map(str, allowed))}",
+            field="dim",
+        )
+
+
+def matryoshka_dims(card_json: str) -> tuple[int, ...]:
+    """Shorter dims that the card allows its vectors to be cut to."""
+    card = json.loads(card_json) if card_json else {}
+    return tuple(card.get("matryoshka_dims", ()))
+
+
+def _check_limit(name: str, given: int, allowed: int) -> None:
+    if given > allowed:
+        raise LimitExceeded(
+            f"{given} is above the limit {name} = {allowed}",
+            limit=name,
+            allowed=allowed,
+            given=given,
+        )

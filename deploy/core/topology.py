@@ -1,0 +1,134 @@
+"""The map that routers follow, and when a newer version of it is due."""
+
+from dataclasses import dataclass, replace
+
+from deploy.core.state import Collection, Desired, Observed, Phase, Placement, Role, ShardPhase
+from shoal.types import ShardRef
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A process that can be called; `fingerprints` are an encoder's models."""
+
+    name: str
+    address: str
+    fingerprints: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedShard:
+    """A shard's servers (empty while none serves it) and last known documents."""
+
+    servers: tuple[str, ...]
+    documents: int
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedCollection:
+    """A collection's serving generation and where its shards are."""
+
+    name: str
+    uuid: str
+    generation: int
+    shards: tuple[PlacedShard, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """One version of the map; the higher version wins."""
+
+    version: int = 0
+    encoders: tuple[Endpoint, ...] = ()
+    servers: tuple[Endpoint, ...] = ()
+    routers: tuple[Endpoint, ...] = ()
+    collections: tuple[PlacedCollection, ...] = ()
+
+    def collection(self, name: str) -> PlacedCollection | None:
+        """The collection of that name."""
+        return next((c for c in self.collections if c.name == name), None)
+
+
+def next_topology(
+    desired: Desired, observed: Observed, published: Topology, counts_due: bool
+) -> Topology | None:
+    """The topology to publish now, or None if the published one still holds.
+
+    Document counts alone make a new version only when they are due; any other
+    change makes one at once, and carries the newest counts.
+    """
+    fresh = _build(desired, observed, published)
+    if not counts_due and _without_counts(fresh) == _without_counts(published):
+        return None
+    return None if fresh == published else replace(fresh, version=published.version + 1)
+
+
+def serves(topology: Topology, name: str) -> bool:
+    """Every shard of the collection has a server."""
+    collection = topology.collection(name)
+    return collection is not None and all(shard.servers for shard in collection.shards)
+
+
+def _build(desired: Desired, observed: Observed, published: Topology) -> Topology:
+    documents = {
+        ShardRef(collection.uuid, collection.generation, number): shard.documents
+        for collection in published.collections
+        for number, shard in enumerate(collection.shards)
+    }
+    return Topology(
+        version=published.version,
+        encoders=_endpoints(observed, Role.ENCODER),
+        servers=_endpoints(observed, Role.SERVER),
+        routers=_endpoints(observed, Role.ROUTER),
+        collections=tuple(
+            PlacedCollection(
+                collection.name,
+                collection.uuid,
+                collection.generation,
+                tuple(
+                    _shard(collection, number, placement, observed, documents)
+                    for number, placement in enumerate(collection.shards)
+                ),
+            )
+            for collection in desired.collections
+        ),
+    )
+
+
+def _endpoints(observed: Observed, role: Role) -> tuple[Endpoint, ...]:
+    # A server is called to open shards before its health says SERVING; encoders
+    # and routers are worth calling only when theirs does.
+    return tuple(
+        Endpoint(process.name, process.address, tuple(sorted(process.fingerprints)))
+        for process in sorted(observed.processes.values(), key=lambda process: process.name)
+        if process.role is role
+        and process.phase is Phase.RUNNING
+        and (process.serving or role is Role.SERVER)
+    )
+
+
+def _shard(
+    collection: Collection,
+    number: int,
+    placement: Placement,
+    observed: Observed,
+    documents: dict[ShardRef, int],
+) -> PlacedShard:
+    ref = collection.ref(number)
+    view = observed.holder(ref, placement)
+    if view is not None and view.phase is ShardPhase.OPEN:
+        return PlacedShard((view.server,), view.documents, placement.epoch)
+    return PlacedShard((), documents.get(ref, 0), placement.epoch)
+
+
+def _without_counts(topology: Topology) -> Topology:
+    return replace(
+        topology,
+        collections=tuple(
+            replace(
+                collection,
+                shards=tuple(replace(shard, documents=0) for shard in collection.shards),
+            )
+            for collection in topology.collections
+        ),
+    )
