@@ -336,6 +336,12 @@ class CorruptSegment(ShoalError, reason="CORRUPT_SEGMENT", code=Code.DATA_LOSS):
     """
 
 
+class CorruptCatalog(ShoalError, reason="CORRUPT_CATALOG", code=Code.DATA_LOSS):
+    """A value of the catalog fails its checksum. Restore the file that the error
+    names; its older versions beside it are sound.
+    """
+
+
 class InternalError(ShoalError, reason="INTERNAL", code=Code.INTERNAL):
     """A bug. `error_id` finds the server's log line; please report it."""
 
