@@ -1,1 +1,1 @@
-"""The public client: `shoal.connect` and `shoal.aio.connect`."""
+"""The public client: `connect` and what it gives back."""

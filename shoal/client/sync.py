@@ -1,0 +1,351 @@
+"""The synchronous client: the operations on gRPC's synchronous API.
+
+It has no event loop, so it works beside one, and from many threads.
+"""
+
+import secrets
+import time
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+from typing import TypeVar, overload
+
+import grpc
+from numpy.typing import ArrayLike
+
+from shoal.client import defaults, operations, requests
+from shoal.client.documents import GivenDocument
+from shoal.client.ingest import IngestSession, OnRejected, Progress
+from shoal.client.model import (
+    Answer,
+    ClusterStatus,
+    CollectionInfo,
+    DeleteReport,
+    IngestReport,
+    StoredDocument,
+)
+from shoal.client.operations import Call, LimitsCache, Operation, Step
+from shoal.client.requests import ALL_FIELDS, Field
+from shoal.client.sync_ingest import SyncIngest
+from shoal.client.transport import Rpcs, client_options, resolve_target, typed_error
+from shoal.errors import DeadlineExceeded, ShoalError
+from shoal.ids import check_name
+
+Result = TypeVar("Result")
+
+
+class Client:
+    """A connection to a cluster; a context manager, safe to use from many threads.
+
+    Every method raises the classes of `shoal.errors`, never gRPC's own.
+    `ClusterUnreachable`: nothing answers at the target. `DeadlineExceeded`:
+    `deadline_s`, the time for the whole call, is over. Calls that change
+    nothing are repeated once if the error says that this may help and the
+    deadline leaves time.
+    """
+
+    def __init__(self, target: str | None = None) -> None:
+        """Connects when first used.
+
+        Args:
+            target: "host:port" of a router; None takes SHOAL_TARGET, or
+                127.0.0.1:50051.
+        """
+        self.target = resolve_target(target)
+        self._channel = grpc.insecure_channel(self.target, options=client_options())
+        self._rpcs = Rpcs(self._channel)
+        self._limits = LimitsCache()
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Client({self.target!r})"
+
+    def close(self) -> None:
+        """Closes the connection; calls under way end with `Cancelled`."""
+        self._channel.close()
+
+    def search(  # noqa: PLR0913 - options, by keyword alone
+        self,
+        name: str,
+        text: str | None = None,
+        *,
+        vector: ArrayLike | None = None,
+        top_k: int = 10,
+        deadline_s: float = defaults.SEARCH_S,
+        min_coverage: float = 1.0,
+        fields: Sequence[Field] = ALL_FIELDS,
+        allow_truncation: bool = False,
+        after: bytes | None = None,
+        fingerprint: str = "",
+    ) -> Answer:
+        """The best documents for one question.
+
+        Args:
+            name: the collection.
+            text: the question in words; or
+            vector: the question as an array [dim] of floats.
+            top_k: documents wanted, 1 or more.
+            deadline_s: seconds after which the answer is of no use.
+            min_coverage: least share of the collection's documents that must be
+                behind the answer, 0.0 to 1.0.
+            fields: parts of each document that the hits carry; empty for ids
+                and scores alone, which is faster.
+            allow_truncation: cut an over-long question instead of refusing it.
+            after: `position` of an earlier reply: see at least the writes up to it.
+            fingerprint: of the encoder that made the vector, to have it checked.
+
+        Raises:
+            CollectionNotFound, InsufficientCoverage, InvalidTopK, EmptyText,
+            TextTooLong, DimensionMismatch, ...: see `shoal.errors`.
+        """
+        options = requests.search_options(
+            top_k=top_k,
+            min_coverage=min_coverage,
+            fields=fields,
+            allow_truncation=allow_truncation,
+            after=after,
+            fingerprint=fingerprint,
+        )
+        request = requests.search_request(_request_id(), name, text, vector, options)
+        return self._run(operations.search(self._limits, request), deadline_s)
+
+    def search_batch(  # noqa: PLR0913 - options, by keyword alone
+        self,
+        name: str,
+        texts: Sequence[str] | None = None,
+        *,
+        vectors: ArrayLike | None = None,
+        top_k: int = 10,
+        deadline_s: float = defaults.SEARCH_BATCH_S,
+        min_coverage: float = 1.0,
+        fields: Sequence[Field] = ALL_FIELDS,
+        allow_truncation: bool = False,
+        after: bytes | None = None,
+        fingerprint: str = "",
+    ) -> list[Answer | ShoalError]:
+        """Many questions at once; a bad one does not fail the others.
+
+        Args:
+            name: the collection.
+            texts: the questions in words; or
+            vectors: the questions as an array [questions, dim] of floats.
+            top_k: as in `search`, as are the others.
+            deadline_s: seconds for the whole batch.
+            min_coverage: as in `search`.
+            fields: as in `search`.
+            allow_truncation: as in `search`.
+            after: as in `search`.
+            fingerprint: as in `search`.
+
+        Returns:
+            Per question, in the order asked, its answer or its error. A batch
+            that fails as a whole raises.
+        """
+        options = requests.search_options(
+            top_k=top_k,
+            min_coverage=min_coverage,
+            fields=fields,
+            allow_truncation=allow_truncation,
+            after=after,
+            fingerprint=fingerprint,
+        )
+        questions = requests.batch_questions(texts, vectors)
+        operation = operations.search_batch(self._limits, _request_id(), name, questions, options)
+        return self._run(operation, deadline_s)
+
+    def ingest(
+        self,
+        name: str,
+        documents: Iterable[GivenDocument],
+        *,
+        progress: Progress | None = None,
+        on_rejected: OnRejected = "collect",
+        fingerprint: str = "",
+        stall_s: float = defaults.INGEST_STALL_S,
+    ) -> IngestReport:
+        """Stores documents; each is durable and found once it is counted.
+
+        Documents that are stored already with the same content are skipped
+        before they are encoded, so an ingest that was interrupted is resumed by
+        repeating it. If the stream breaks, it is opened again and what was not
+        acknowledged is sent again.
+
+        Args:
+            name: the collection.
+            documents: any iterable of dicts, or objects with attributes: `id`
+                (or `_id`), `text`, `title`, `vector` (an array [dim] of floats,
+                sent as it is), `payload` (a dict). Other keys of a dict join the
+                payload. Only a window of them is held at a time.
+            progress: called in this thread with the report so far.
+            on_rejected: "collect" lists refused documents in the report;
+                "raise" stops at the first.
+            fingerprint: of the encoder that made the vectors, to have it checked.
+            stall_s: longest time in seconds without an acknowledgement.
+
+        Raises:
+            ShoalError: the stream failed for good; its note says how far it came.
+        """
+        limits = self._run(self._limits.get(), defaults.STATUS_S)
+        session = IngestSession(
+            request_id=_request_id(),
+            name=check_name(name),
+            fingerprint=fingerprint,
+            limits=limits,
+            stall_s=stall_s,
+        )
+        ingest = SyncIngest(session, self._rpcs["Ingest"], self.target)
+        return ingest.run(documents, progress, on_rejected)
+
+    @overload
+    def get(  # type: ignore[overload-overlap]
+        self, name: str, ids: str, *, deadline_s: float = ...
+    ) -> StoredDocument | None: ...
+    @overload
+    def get(
+        self, name: str, ids: Sequence[str], *, deadline_s: float = ...
+    ) -> list[StoredDocument | None]: ...
+    def get(
+        self, name: str, ids: str | Sequence[str], *, deadline_s: float = defaults.GET_S
+    ) -> StoredDocument | list[StoredDocument | None] | None:
+        """Documents by id: one for one id, a list in the same order for many; None
+        stands for a document that is not stored.
+        """
+        operation = operations.get(self._limits, name, requests.document_ids(ids))
+        documents = self._run(operation, deadline_s)
+        return documents[0] if isinstance(ids, str) else documents
+
+    def delete(
+        self, name: str, ids: str | Sequence[str], *, deadline_s: float = defaults.DELETE_S
+    ) -> DeleteReport:
+        """Deletes documents by id; an id that is not stored is no error."""
+        operation = operations.delete(self._limits, name, requests.document_ids(ids))
+        return self._run(operation, deadline_s)
+
+    def create_collection(  # noqa: PLR0913 - options, by keyword alone
+        self,
+        name: str,
+        kind: str = "single",
+        *,
+        encoder: str = "",
+        dim: int | None = None,
+        index: str = "auto",
+        chunk_tokens: int | None = None,
+        similarity: str = "",
+        shards: int | None = None,
+        deadline_s: float = defaults.CREATE_S,
+    ) -> CollectionInfo:
+        """Creates a collection and waits until it serves.
+
+        Args:
+            name: [a-z0-9][a-z0-9_-]{0,63}
+            kind: "single" or "colbert".
+            encoder: a built-in name, a folder, "hub/id@revision", or "none" to
+                bring your own vectors; empty for the built-in default.
+            dim: columns of the vectors; needed with encoder "none".
+            index: "auto", "flat", "hnsw" or "ivf-pq".
+            chunk_tokens: tokens of one passage; 0 turns chunking off, None is
+                the default.
+            similarity: "cosine", "dot" or "l2"; empty for the encoder's own.
+            shards: None for the cluster's default.
+            deadline_s: seconds; loading an encoder takes some.
+
+        Raises:
+            CollectionExists, EncoderNotFound, InvalidRequest, ...: see `shoal.errors`.
+        """
+        request = requests.create_request(
+            name,
+            kind=kind,
+            encoder=encoder,
+            dim=dim,
+            index=index,
+            chunk_tokens=chunk_tokens,
+            similarity=similarity,
+            shards=shards,
+        )
+        return self._run(operations.create_collection(request), deadline_s)
+
+    def drop_collection(self, name: str, *, deadline_s: float = defaults.DROP_S) -> None:
+        """Drops a collection and its data."""
+        self._run(operations.drop_collection(name), deadline_s)
+
+    def list_collections(self, *, deadline_s: float = defaults.STATUS_S) -> list[CollectionInfo]:
+        """The collections, ascending by name."""
+        return self._run(operations.list_collections(), deadline_s)
+
+    def optimize(self, name: str, *, deadline_s: float = defaults.OPTIMIZE_S) -> None:
+        """Seals and merges a collection's shards into one segment each."""
+        self._run(operations.optimize(name), deadline_s)
+
+    def accept_loss(
+        self, name: str, shard: int, loss: str, *, deadline_s: float = defaults.ACCEPT_LOSS_S
+    ) -> None:
+        """Lets a corrupt shard serve without the data that is lost.
+
+        Args:
+            name: the collection.
+            shard: number of the corrupt shard.
+            loss: the loss, word for word as `status` names it.
+            deadline_s: seconds.
+
+        Raises:
+            LossMismatch: the shard names another loss.
+        """
+        self._run(
+            operations.accept_loss(requests.accept_loss_request(name, shard, loss)), deadline_s
+        )
+
+    def status(self, *, deadline_s: float = defaults.STATUS_S) -> ClusterStatus:
+        """The cluster: processes, collections, shards, limits."""
+        return self._run(operations.status(), deadline_s)
+
+    def _run(self, operation: Operation[Result], deadline_s: float) -> Result:
+        """Performs an operation's steps within the deadline."""
+        end = time.monotonic() + deadline_s
+        try:
+            step = next(operation)
+            while True:
+                try:
+                    reply = self._perform(step, end)
+                except ShoalError as error:
+                    step = operation.throw(error)
+                else:
+                    step = operation.send(reply)
+        except StopIteration as finished:
+            result: Result = finished.value
+            return result
+
+    def _perform(self, step: Step, end: float) -> object:
+        left_s = end - time.monotonic()
+        if isinstance(step, Call):
+            if left_s <= 0:
+                raise DeadlineExceeded("the time for this call is over")
+            try:
+                return self._rpcs[step.rpc](step.request, timeout=left_s)
+            except grpc.RpcError as error:
+                raise typed_error(error, self.target) from error
+        if step.seconds >= left_s:
+            raise step.error
+        time.sleep(step.seconds)
+        return None
+
+
+def connect(target: str | None = None) -> Client:
+    """A client for the cluster whose router listens at `target`.
+
+    Args:
+        target: "host:port"; None takes SHOAL_TARGET, or 127.0.0.1:50051.
+    """
+    return Client(target)
+
+
+def _request_id() -> str:
+    return secrets.token_hex(8)
