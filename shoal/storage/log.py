@@ -82,8 +82,11 @@ class DirectoryLogs:
             try:
                 reading = _recover(folder, writer_epoch, accept_loss)
                 return DirectoryLog(folder, writer_epoch, held, reading)
-            except BaseException:
+            except BaseException as error:
                 os.close(held)
+                if isinstance(error, FileNotFoundError):
+                    # A newer writer has tidied up what this one was reading.
+                    _check_newest(folder, writer_epoch)
                 raise
 
     def read(self, shard: ShardRef, accept_loss: str = "") -> LogSnapshot:
@@ -119,6 +122,15 @@ def _superseded(shard: ShardRef, epoch: int, why: str) -> SupersededWriter:
         shard=shard.shard,
         writer_epoch=epoch,
     )
+
+
+def _check_newest(folder: LogFolder, epoch: int) -> None:
+    """Raises SupersededWriter unless the epoch owns the log."""
+    newest = max(folder.epochs(), default=0)
+    if newest > epoch:
+        raise _superseded(folder.shard, epoch, f"epoch {newest} owns it")
+    if newest < epoch:
+        raise _superseded(folder.shard, epoch, "the log was dropped")
 
 
 def _claim(folder: LogFolder, epoch: int) -> int:
@@ -365,7 +377,7 @@ class DirectoryLog:
             fresh = _ActiveFile(path, file, 0)
         except FileNotFoundError as error:
             self._usable = False
-            raise _superseded(file.shard, self._epoch, "its folder is gone") from error
+            raise _superseded(file.shard, self._epoch, "the epoch is gone") from error
         except OSError as error:
             raise files.as_typed(error, "the log") from error
         try:
@@ -453,11 +465,8 @@ class DirectoryLog:
             raise _superseded(self._folder.shard, self._epoch, "it was superseded before")
 
     def _check_owner(self) -> None:
-        epochs = self._folder.epochs()
-        if not epochs or epochs[-1] != self._epoch:
+        try:
+            _check_newest(self._folder, self._epoch)
+        except SupersededWriter:
             self._usable = False
-            raise _superseded(
-                self._folder.shard,
-                self._epoch,
-                f"epoch {epochs[-1]} owns it" if epochs else "it was dropped",
-            )
+            raise
