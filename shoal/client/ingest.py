@@ -142,7 +142,7 @@ class IngestSession:
             from_reason(
                 first.reason,
                 f"document {first.number} ({first.id!r}) was refused: {first.message}",
-                dict(first.metadata),
+                {**first.metadata, "number": str(first.number), "id": first.id},
             )
         )
 

@@ -48,9 +48,5 @@ def typed_error(error: grpc.RpcError, target: str) -> ShoalError:
     """The failure of a call as one of Shoal's errors; names the target nobody answers at."""
     typed = from_rpc_error(error)
     if isinstance(typed, ClusterUnreachable):
-        return ClusterUnreachable(
-            f"nothing answers at {target} ({typed.message}); check the address, or start a "
-            "cluster with `shoal up`",
-            target=target,
-        )
+        return ClusterUnreachable(f"nothing answers at {target} ({typed.message})", target=target)
     return typed

@@ -1,0 +1,159 @@
+"""`shoal create`, `drop`, `ls`, `optimize`, `accept-loss`."""
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+import shoal
+from deploy.commands.output import (
+    DEFAULT_TARGET,
+    JsonOption,
+    NameArgument,
+    TargetOption,
+    collection_json,
+    collections_table,
+    print_json,
+    show,
+)
+
+
+class KindChoice(StrEnum):
+    """Values of --kind."""
+
+    SINGLE = "single"
+    COLBERT = "colbert"
+
+
+class IndexChoice(StrEnum):
+    """Values of --index."""
+
+    AUTO = "auto"
+    FLAT = "flat"
+    HNSW = "hnsw"
+    IVF_PQ = "ivf-pq"
+
+
+class SimilarityChoice(StrEnum):
+    """Values of --similarity."""
+
+    COSINE = "cosine"
+    DOT = "dot"
+    L2 = "l2"
+
+
+def create(  # noqa: PLR0913 - each is an option of the command
+    name: NameArgument,
+    *,
+    kind: Annotated[
+        KindChoice, typer.Option(help="One vector a passage, or one a token.")
+    ] = KindChoice.SINGLE,
+    encoder: Annotated[
+        str,
+        typer.Option(
+            metavar="CARD",
+            help="A built-in encoder, a folder, hub/id@revision, or none to bring your own "
+            "vectors. Without it, the default built-in.",
+            show_default=False,
+        ),
+    ] = "",
+    dim: Annotated[
+        int | None,
+        typer.Option(metavar="D", min=1, help="Columns of a vector; needed with --encoder none."),
+    ] = None,
+    index: Annotated[IndexChoice, typer.Option(help="auto chooses by size.")] = IndexChoice.AUTO,
+    chunk_tokens: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=0, help="Tokens of a passage; 0 keeps documents whole (and cuts them)."
+        ),
+    ] = None,
+    similarity: Annotated[
+        SimilarityChoice | None, typer.Option(help="Without it, the encoder's own, or cosine.")
+    ] = None,
+    shards: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Without it, one for each server.")
+    ] = None,
+    target: TargetOption = DEFAULT_TARGET,
+    json: JsonOption = False,
+) -> None:
+    """Create a collection, and wait until it serves.
+
+    Example: shoal create papers --kind single --index hnsw
+    """
+    with shoal.connect(target) as client:
+        made = client.create_collection(
+            name,
+            kind.value,
+            encoder=encoder,
+            dim=dim,
+            index=index.value,
+            chunk_tokens=chunk_tokens,
+            similarity="" if similarity is None else similarity.value,
+            shards=shards,
+        )
+    if json:
+        print_json(collection_json(made))
+    else:
+        show(collections_table([made]))
+
+
+def drop(name: NameArgument, target: TargetOption = DEFAULT_TARGET) -> None:
+    """Drop a collection and its data.
+
+    Example: shoal drop papers
+    """
+    with shoal.connect(target) as client:
+        client.drop_collection(name)
+    typer.echo(f"dropped {name}")
+
+
+def ls(target: TargetOption = DEFAULT_TARGET, json: JsonOption = False) -> None:
+    """List the collections.
+
+    Example: shoal ls
+    """
+    with shoal.connect(target) as client:
+        collections = client.list_collections()
+    if json:
+        print_json({"collections": [collection_json(item) for item in collections]})
+    elif collections:
+        show(collections_table(collections))
+    else:
+        typer.echo("no collections; make one with `shoal create NAME`")
+
+
+def optimize(name: NameArgument, target: TargetOption = DEFAULT_TARGET) -> None:
+    """Seal and merge a collection's shards into one segment each.
+
+    Example: shoal optimize papers
+    """
+    with shoal.connect(target) as client:
+        client.optimize(name)
+    typer.echo(f"optimized {name}")
+
+
+def accept_loss(
+    name: NameArgument,
+    shard: Annotated[int, typer.Argument(metavar="SHARD", min=0, help="Number of the shard.")],
+    loss: Annotated[
+        str, typer.Argument(metavar="LOSS", help="The loss, as `shoal status` names it.")
+    ],
+    target: TargetOption = DEFAULT_TARGET,
+) -> None:
+    """Let a corrupt shard serve without the acknowledged data that is lost.
+
+    Example: shoal accept-loss papers 1 "records 7 to 9"
+    """
+    with shoal.connect(target) as client:
+        client.accept_loss(name, shard, loss)
+    typer.echo(f"accepted: shard {shard} of {name} serves without {loss}")
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands."""
+    app.command()(create)
+    app.command()(drop)
+    app.command()(ls)
+    app.command()(optimize)
+    app.command("accept-loss")(accept_loss)
