@@ -17,6 +17,7 @@ class CollectionMap:
         kind: what is stored for each passage.
         similarity: how vectors compare.
         dim: columns of a vector.
+        encoder_dim: columns to ask the encoder for; 0 is all that it has.
         fingerprint: of the encoder's card; empty when users bring vectors.
         chunk_tokens: tokens of text in one passage; 0 turns chunking off.
         chunk_overlap: tokens that neighbouring passages share.
@@ -30,6 +31,7 @@ class CollectionMap:
     kind: Kind
     similarity: Similarity
     dim: int
+    encoder_dim: int
     fingerprint: str
     chunk_tokens: int
     chunk_overlap: int

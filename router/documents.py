@@ -1,0 +1,146 @@
+"""Get and Delete: documents by id, from every shard that owns one, or an error."""
+
+import asyncio
+from collections.abc import Coroutine, Sequence
+from typing import Any, TypeVar
+
+from google.protobuf.message import Message
+
+from router.core.position import encode_position
+from router.core.topology import CollectionMap
+from router.lanes import shard_key
+from router.requests import RequestChecker, find_collection
+from router.shards import ShardCall, ShardCalls
+from router.topology import TopologyFollower
+from shoal.errors import LimitExceeded, ShoalError
+from shoal.ids import check_id, shard_of
+from shoal.rpc.router.v1 import router_pb2
+from shoal.rpc.shard.v1 import shard_pb2
+from shoal.wire.arrays import check_limit
+from shoal.wire.server import Context
+
+_ALL_FIELDS = (shard_pb2.FIELD_TITLE, shard_pb2.FIELD_TEXT, shard_pb2.FIELD_PAYLOAD)
+
+Result = TypeVar("Result")
+
+
+class DocumentHandlers:
+    """Documents by id.
+
+    Args:
+        follower: the topology.
+        checker: of requests.
+        shards: calls to owners.
+    """
+
+    def __init__(
+        self, follower: TopologyFollower, checker: RequestChecker, shards: ShardCalls
+    ) -> None:
+        self._follower = follower
+        self._checker = checker
+        self._shards = shards
+
+    async def get(self, request: router_pb2.GetRequest, context: Context) -> router_pb2.GetResponse:
+        """Handles `SearchService.Get`; never partial."""
+        clock = self._checker.clock(context)
+        request_id = self._checker.request_id(request.request_id)
+        collection = find_collection(self._follower.current, request.collection)
+        owned = self._by_shard(request.ids, collection)
+
+        async def fetch(shard: int, places: Sequence[int]) -> list[shard_pb2.FetchedDocument]:
+            ids = [request.ids[place] for place in places]
+            return await self._fetch(collection, shard, ids, request_id, clock.deadline_ns)
+
+        fetched = await _all(*(fetch(shard, places) for shard, places in owned.items()))
+        results: list[router_pb2.GetResult] = [router_pb2.GetResult()] * len(request.ids)
+        for places, documents in zip(owned.values(), fetched, strict=True):
+            for place, each in zip(places, documents, strict=True):
+                document = each.document if each.found else None
+                results[place] = router_pb2.GetResult(found=each.found, document=document)
+        response = router_pb2.GetResponse(results=results)
+        self._check_size(response)
+        return response
+
+    async def delete(
+        self, request: router_pb2.DeleteRequest, context: Context
+    ) -> router_pb2.DeleteResponse:
+        """Handles `SearchService.Delete`; never partial (deleting again is harmless)."""
+        clock = self._checker.clock(context)
+        request_id = self._checker.request_id(request.request_id)
+        collection = find_collection(self._follower.current, request.collection)
+        owned = self._by_shard(request.ids, collection)
+        calls = [
+            ShardCall(
+                collection,
+                shard,
+                "Delete",
+                shard_pb2.DeleteRequest(
+                    request_id=request_id,
+                    key=shard_key(collection, shard),
+                    ids=[request.ids[place] for place in places],
+                ),
+                any_replica=False,
+            )
+            for shard, places in owned.items()
+        ]
+        responses = await _all(*(self._shards.call(call, clock.deadline_ns) for call in calls))
+        found = [False] * len(request.ids)
+        positions = [0] * collection.shard_count
+        for (shard, places), response in zip(owned.items(), responses, strict=True):
+            positions[shard] = response.position
+            for place, each in zip(places, response.found, strict=True):
+                found[place] = each
+        return router_pb2.DeleteResponse(
+            found=found, position=encode_position(*collection.lane, positions)
+        )
+
+    def _by_shard(self, ids: Sequence[str], collection: CollectionMap) -> dict[int, list[int]]:
+        """Places in the request of the ids of each shard."""
+        check_limit("max_ids", len(ids), self._checker.limits.max_ids)
+        owned: dict[int, list[int]] = {}
+        for place, each in enumerate(ids):
+            owned.setdefault(shard_of(check_id(each), collection.shard_count), []).append(place)
+        return owned
+
+    async def _fetch(
+        self,
+        collection: CollectionMap,
+        shard: int,
+        ids: Sequence[str],
+        request_id: str,
+        deadline_ns: int,
+    ) -> list[shard_pb2.FetchedDocument]:
+        """Fetches whole documents; a reply too large for one message comes in halves."""
+        request = shard_pb2.FetchRequest(
+            request_id=request_id, key=shard_key(collection, shard), ids=ids, fields=_ALL_FIELDS
+        )
+        call = ShardCall(collection, shard, "Fetch", request, any_replica=True)
+        try:
+            return list((await self._shards.call(call, deadline_ns)).documents)
+        except LimitExceeded:
+            if len(ids) == 1:
+                raise
+        half = len(ids) // 2
+        first = await self._fetch(collection, shard, ids[:half], request_id, deadline_ns)
+        return first + await self._fetch(collection, shard, ids[half:], request_id, deadline_ns)
+
+    def _check_size(self, response: Message) -> None:
+        # The client takes this as "ask for fewer ids at a time".
+        check_limit(
+            "max_message_bytes", response.ByteSize(), self._checker.limits.max_message_bytes
+        )
+
+
+async def _all(*calls: Coroutine[Any, Any, Result]) -> list[Result]:
+    """Every result, or the first failure, after which nothing goes on."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(call) for call in calls]
+    except* ShoalError as errors:
+        raise _first(errors) from None
+    return [task.result() for task in tasks]
+
+
+def _first(errors: BaseExceptionGroup[ShoalError]) -> ShoalError:
+    error = errors.exceptions[0]
+    return _first(error) if isinstance(error, BaseExceptionGroup) else error

@@ -1,0 +1,23 @@
+"""The router's Prometheus metrics. Label sets are bounded."""
+
+from prometheus_client import Counter, Gauge, Histogram
+
+_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+queries = Counter("shoal_router_queries_total", "Questions answered", ["outcome"])
+stage_seconds = Histogram(
+    "shoal_router_stage_seconds", "Time in each stage of a question", ["stage"], buckets=_SECONDS
+)
+cache = Counter("shoal_router_query_cache_total", "Look-ups of encoded questions", ["result"])
+round_queries = Histogram(
+    "shoal_router_round_queries", "Questions of a round", ["lane"], buckets=_SIZES
+)
+missing_shards = Counter(
+    "shoal_router_missing_shards_total", "Shards that did not take part in an answer", ["reason"]
+)
+refusals = Counter("shoal_router_refusals_total", "Calls that failed", ["call", "reason"])
+superseded = Counter("shoal_router_superseded_hits_total", "Hits whose document had changed")
+documents = Counter("shoal_router_ingested_documents_total", "Documents answered", ["outcome"])
+open_queries = Gauge("shoal_router_open_queries", "Questions under way")
+topology_version = Gauge("shoal_router_topology_version", "Version of the topology followed")

@@ -1,0 +1,380 @@
+"""Search and SearchBatch: checked, encoded, fanned out, fetched, answered."""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from google.protobuf.message import DecodeError
+
+from router import metrics
+from router.core.coverage import coverage_of, shortfall
+from router.core.topology import CollectionMap, TopologyMap
+from router.encoding import Encoded, QueryEncoder
+from router.fetching import Completed, Fetcher
+from router.hits import BATCH_HITS, SEARCH_HITS
+from router.lanes import Answer, Ask, Lane, serves
+from router.requests import (
+    Clock,
+    Plan,
+    RequestChecker,
+    check_text,
+    check_vectors,
+    find_collection,
+)
+from router.settings import RouterSettings
+from router.topology import TopologyFollower
+from shoal.errors import (
+    EmptyText,
+    InvalidRequest,
+    LimitExceeded,
+    MalformedMessage,
+    Overloaded,
+    ShoalError,
+    StaleTopology,
+)
+from shoal.rpc.common.v1 import common_pb2
+from shoal.rpc.router.v1 import router_pb2
+from shoal.types import Coverage
+from shoal.wire.arrays import check_limit
+from shoal.wire.errors import to_status
+from shoal.wire.server import Context
+
+_STAGES = {
+    stage: metrics.stage_seconds.labels(stage)
+    for stage in ("encode", "queue", "fan_out", "merge", "fetch", "total")
+}
+_OK = metrics.queries.labels("ok")
+_PARTIAL = metrics.queries.labels("partial")
+
+
+@dataclass(frozen=True, slots=True)
+class _Reply:
+    """One question's reply, either as fetched hits or as merged columns."""
+
+    answer: Answer
+    completed: Completed | None
+    coverage: Coverage
+    truncated: bool
+
+
+class SearchHandlers:
+    """The hot path of the SearchService.
+
+    Args:
+        follower: the topology.
+        checker: of requests.
+        encoder: of questions.
+        fetcher: of documents.
+        lane: the lane of a generation.
+        settings: bounds.
+    """
+
+    def __init__(
+        self,
+        *,
+        follower: TopologyFollower,
+        checker: RequestChecker,
+        encoder: QueryEncoder,
+        fetcher: Fetcher,
+        lane: Callable[[CollectionMap], Lane],
+        settings: RouterSettings,
+    ) -> None:
+        self._follower = follower
+        self._checker = checker
+        self._encoder = encoder
+        self._fetcher = fetcher
+        self._lane = lane
+        self._open = 0
+        self._open_max = settings.open_queries
+        self._reserve_ns = settings.fetch_reserve_ms * 1_000_000
+
+    async def search(self, data: bytes, context: Context) -> bytes:
+        """Handles `SearchService.Search`, bytes in and bytes out."""
+        try:
+            request = router_pb2.SearchRequest.FromString(data)
+            self._enter(1)
+        except DecodeError as error:
+            raise _counted("search", _malformed(router_pb2.SearchRequest)) from error
+        except ShoalError as error:
+            raise _counted("search", error) from None
+        try:
+            return await self._search(request, self._checker.clock(context))
+        except ShoalError as error:
+            raise _counted("search", error) from None
+        finally:
+            self._leave(1)
+
+    async def search_batch(self, data: bytes, context: Context) -> bytes:
+        """Handles `SearchService.SearchBatch`, bytes in and bytes out."""
+        entered = 0
+        try:
+            request = router_pb2.SearchBatchRequest.FromString(data)
+            count = len(request.texts) or request.vectors.rows
+            check_limit("max_batch", count, self._checker.limits.max_batch)
+            self._enter(count)
+            entered = count
+            return await self._search_batch(request, self._checker.clock(context))
+        except DecodeError as error:
+            raise _counted("search_batch", _malformed(router_pb2.SearchBatchRequest)) from error
+        except ShoalError as error:
+            raise _counted("search_batch", error) from None
+        finally:
+            self._leave(entered)
+
+    def _enter(self, questions: int) -> None:
+        if self._open and self._open + questions > self._open_max:
+            raise Overloaded(
+                f"{self._open} questions are under way, open_queries = {self._open_max}",
+                retry_after_s=0.1,
+                limit="open_queries",
+                allowed=self._open_max,
+            )
+        self._open += questions
+        metrics.open_queries.set(self._open)
+
+    def _leave(self, questions: int) -> None:
+        self._open -= questions
+        metrics.open_queries.set(self._open)
+
+    # --- one question -----------------------------------------------------
+
+    async def _search(self, request: router_pb2.SearchRequest, clock: Clock) -> bytes:
+        collection = find_collection(self._follower.current, request.collection)
+        plan = self._checker.plan(request, collection, clock)
+        encoded = await self._question(request.query, plan)
+        encoded_ns = time.monotonic_ns()
+        answers = await self._ask(plan, [encoded.vector])
+        answered_ns = time.monotonic_ns()
+        completed = await self._fetcher.complete(plan, answers) if plan.fields else [None]
+        reply = self._judge(plan, answers[0], completed[0], encoded.truncated)
+        if isinstance(reply, ShoalError):
+            raise reply
+        timings = _timings(plan, answers, (encoded_ns, answered_ns), cached=encoded.cached)
+        rest = router_pb2.SearchResponse(
+            hits=() if reply.completed is None else reply.completed.hits,
+            coverage=_coverage_message(reply.coverage),
+            fingerprint=collection.fingerprint,
+            generation=plan.collection.generation,
+            position=reply.answer.group.position,
+            timings=timings,
+            truncated=reply.truncated,
+            superseded=0 if reply.completed is None else reply.completed.superseded,
+            request_id=plan.request_id,
+        ).SerializeToString()
+        if reply.completed is not None:
+            return self._bounded(rest)
+        return self._bounded(answers[0].group.hits(answers[0].row, SEARCH_HITS) + rest)
+
+    async def _question(self, query: router_pb2.Query, plan: Plan) -> Encoded:
+        given = query.WhichOneof("input")
+        if given == "vector":
+            rows = check_vectors(query.vector, plan.collection)
+            if len(rows) != 1:
+                raise InvalidRequest(
+                    f"a question is one vector, {len(rows)} were sent", field="query.vector"
+                )
+            if isinstance(rows[0], ShoalError):
+                raise rows[0]
+            return Encoded(rows[0], truncated=False, cached=False)
+        if given is None:
+            raise EmptyText("there is neither text nor vector to search for")
+        self._checker.texts([query.text], plan.collection)
+        check_text(query.text)
+        results = await self._encoder.encode(
+            plan.collection, [query.text], plan.allow_truncation, plan.clock.deadline_ns
+        )
+        if isinstance(results[0], ShoalError):
+            raise results[0]
+        return results[0]
+
+    # --- many questions ---------------------------------------------------
+
+    async def _search_batch(self, request: router_pb2.SearchBatchRequest, clock: Clock) -> bytes:
+        collection = find_collection(self._follower.current, request.collection)
+        plan = self._checker.plan(request, collection, clock)
+        questions = await self._questions(request, plan)
+        encoded_ns = time.monotonic_ns()
+        good = [question for question in questions if isinstance(question, Encoded)]
+        answers = await self._ask(plan, [question.vector for question in good]) if good else []
+        answered_ns = time.monotonic_ns()
+        completed: Sequence[Completed | None] = [None] * len(answers)
+        if plan.fields and answers:
+            completed = await self._fetcher.complete(plan, answers)
+        found = iter(zip(answers, completed, strict=True))
+        parts = [
+            _batch_answer(
+                question
+                if isinstance(question, ShoalError)
+                else self._judge(plan, *next(found), question.truncated)
+            )
+            for question in questions
+        ]
+        rest = router_pb2.SearchBatchResponse(
+            fingerprint=collection.fingerprint,
+            generation=plan.collection.generation,
+            timings=_timings(
+                plan,
+                answers,
+                (encoded_ns, answered_ns),
+                cached=bool(good) and all(question.cached for question in good),
+            ),
+            request_id=plan.request_id,
+        ).SerializeToString()
+        return self._bounded(b"".join([*map(_framed, parts), rest]))
+
+    async def _questions(
+        self, request: router_pb2.SearchBatchRequest, plan: Plan
+    ) -> list[Encoded | ShoalError]:
+        if request.texts and request.HasField("vectors"):
+            raise InvalidRequest("give texts or vectors, not both", field="vectors")
+        if request.HasField("vectors"):
+            return [
+                row if isinstance(row, ShoalError) else Encoded(row, truncated=False, cached=False)
+                for row in check_vectors(request.vectors, plan.collection)
+            ]
+        texts = list(request.texts)
+        if not texts:
+            return []
+        self._checker.texts(texts, plan.collection)
+        empty = EmptyText("the question is empty")
+        worded = [text for text in texts if text and not text.isspace()]
+        results = iter(
+            await self._encoder.encode(
+                plan.collection, worded, plan.allow_truncation, plan.clock.deadline_ns
+            )
+        )
+        return [next(results) if text and not text.isspace() else empty for text in texts]
+
+    # --- both -------------------------------------------------------------
+
+    async def _ask(self, plan: Plan, vectors: Sequence[bytes]) -> list[Answer]:
+        """Asks every shard; once more if the generation changed meanwhile."""
+        answers = await self._ask_once(plan, plan.collection, vectors)
+        stale = any(
+            isinstance(error, StaleTopology)
+            for answer in answers
+            for error in answer.missing.values()
+        )
+        current: TopologyMap = self._follower.current
+        if not stale or serves(current, plan.collection) or not plan.clock.left_s():
+            return answers
+        collection = find_collection(current, plan.collection.name)
+        if collection.fingerprint != plan.collection.fingerprint or plan.after:
+            return answers
+        return await self._ask_once(plan, collection, vectors)
+
+    async def _ask_once(
+        self, plan: Plan, collection: CollectionMap, vectors: Sequence[bytes]
+    ) -> list[Answer]:
+        loop = asyncio.get_running_loop()
+        asks = [Ask(vector, plan.top_k, plan.after, loop.create_future()) for vector in vectors]
+        deadline_ns = plan.clock.deadline_ns
+        if plan.fields:
+            left_ns = deadline_ns - time.monotonic_ns()
+            deadline_ns -= max(0, min(self._reserve_ns, left_ns // 4))
+        return await self._lane(collection).ask(asks, deadline_ns)
+
+    def _judge(
+        self, plan: Plan, answer: Answer, completed: Completed | None, truncated: bool
+    ) -> _Reply | ShoalError:
+        missing: Mapping[int, ShoalError] = answer.missing
+        coverage = answer.group.coverage(missing)
+        if completed is not None and completed.missing is not missing:
+            missing = completed.missing
+            coverage = coverage_of(answer.group.documents, missing)
+        for error in missing.values():
+            metrics.missing_shards.labels(error.reason).inc()
+        failure = shortfall(coverage, plan.min_coverage, missing) if missing else None
+        if failure is not None:
+            return failure
+        (_PARTIAL if missing else _OK).inc()
+        return _Reply(answer, completed, coverage, truncated)
+
+    def _bounded(self, reply: bytes) -> bytes:
+        if len(reply) > self._checker.limits.max_message_bytes:
+            raise LimitExceeded(
+                f"the reply has {len(reply)} bytes, max_message_bytes = "
+                f"{self._checker.limits.max_message_bytes}: ask for fewer at a time",
+                limit="max_message_bytes",
+                allowed=self._checker.limits.max_message_bytes,
+                given=len(reply),
+            )
+        return reply
+
+
+def _counted(call: str, error: ShoalError) -> ShoalError:
+    metrics.refusals.labels(call, error.reason).inc()
+    return error
+
+
+def _malformed(kind: type) -> MalformedMessage:
+    return MalformedMessage(f"the bytes are no {kind.__name__} (protobuf, text in UTF-8)")
+
+
+def _batch_answer(reply: _Reply | ShoalError) -> bytes:
+    if isinstance(reply, ShoalError):
+        metrics.queries.labels("failed").inc()
+        return router_pb2.BatchAnswer(status=to_status(reply)).SerializeToString()
+    completed = reply.completed
+    rest = router_pb2.BatchAnswer(
+        hits=() if completed is None else completed.hits,
+        coverage=_coverage_message(reply.coverage),
+        truncated=reply.truncated,
+        superseded=0 if completed is None else completed.superseded,
+        position=reply.answer.group.position,
+    ).SerializeToString()
+    if completed is not None:
+        return rest
+    return reply.answer.group.hits(reply.answer.row, BATCH_HITS) + rest
+
+
+def _framed(answer: bytes) -> bytes:
+    """An answer as an element of `SearchBatchResponse.answers` (field 1)."""
+    header = bytearray(b"\x0a")
+    length = len(answer)
+    while length > 0x7F:
+        header.append(length & 0x7F | 0x80)
+        length >>= 7
+    header.append(length)
+    return bytes(header) + answer
+
+
+def _coverage_message(coverage: Coverage) -> common_pb2.Coverage:
+    return common_pb2.Coverage(
+        documents_total=coverage.documents_total,
+        documents_covered=coverage.documents_covered,
+        shards_total=coverage.shards_total,
+        shards_answered=coverage.shards_answered,
+        missing=[
+            common_pb2.MissingShard(shard=each.shard, reason=each.reason)
+            for each in coverage.missing
+        ],
+    )
+
+
+def _timings(
+    plan: Plan, answers: Sequence[Answer], marks: tuple[int, int], *, cached: bool
+) -> common_pb2.StageTimings:
+    """Where the time went; of a batch, each stage's longest."""
+    now_ns = time.monotonic_ns()
+    encoded_ns, answered_ns = marks
+    stages = {
+        "encode": (encoded_ns - plan.clock.arrived_ns) // 1_000,
+        "queue": max((answer.queue_us for answer in answers), default=0),
+        "fan_out": max((answer.fan_out_us for answer in answers), default=0),
+        "merge": max((answer.group.merge_us for answer in answers), default=0),
+        "fetch": (now_ns - answered_ns) // 1_000 if plan.fields else 0,
+        "total": (now_ns - plan.clock.arrived_ns) // 1_000,
+    }
+    for stage, microseconds in stages.items():
+        _STAGES[stage].observe(microseconds / 1e6)
+    return common_pb2.StageTimings(
+        encode_us=stages["encode"],
+        queue_us=stages["queue"],
+        fan_out_us=stages["fan_out"],
+        merge_us=stages["merge"],
+        fetch_us=stages["fetch"],
+        total_us=stages["total"],
+        encode_cached=cached,
+    )

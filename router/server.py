@@ -1,0 +1,144 @@
+"""The router's gRPC server: composition and life cycle."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+
+from google.protobuf.message import Message
+
+from router import metrics
+from router.core.cache import QueryCache
+from router.core.topology import CollectionMap, TopologyMap
+from router.documents import DocumentHandlers
+from router.encoding import QueryEncoder
+from router.fetching import Fetcher
+from router.lanes import Lane
+from router.peers import Peers
+from router.requests import RequestChecker
+from router.search import SearchHandlers
+from router.settings import RouterSettings
+from router.shards import ShardCalls
+from router.topology import TopologyFollower
+from shoal.errors import NotSupported
+from shoal.rpc.router.v1 import router_pb2
+from shoal.settings import Limits, load
+from shoal.storage.directory import open_storage
+from shoal.storage.ports import Catalog
+from shoal.wire.metrics import serve_metrics
+from shoal.wire.server import GrpcServer
+
+logger = logging.getLogger(__name__)
+
+
+class RouterServer:
+    """Answers users.
+
+    Args:
+        settings: of this process.
+        catalog: the cluster's; by default the one in `settings.data`.
+        limits: of one request; by default from the environment.
+    """
+
+    def __init__(
+        self,
+        settings: RouterSettings,
+        *,
+        catalog: Catalog | None = None,
+        limits: Limits | None = None,
+    ) -> None:
+        self._settings = settings
+        self._catalog = catalog
+        self._limits = limits or load(Limits, "SHOAL_LIMIT_")
+        self._lanes: dict[tuple[bytes, int], Lane] = {}
+        self._serving = False
+
+    async def start(self) -> str:
+        """Listens; serves once a topology is known. Returns "host:port"."""
+        settings, limits = self._settings, self._limits
+        self._grpc = GrpcServer(limits.max_message_bytes)
+        self._peers = Peers(limits.max_message_bytes)
+        self._follower = TopologyFollower(
+            self._catalog or open_storage(settings.data).catalog,
+            self._peers,
+            watcher=settings.name,
+            retry_s=settings.watch_retry_ms / 1e3,
+            changed=self._changed,
+        )
+        self._encoder = QueryEncoder(
+            self._follower,
+            self._peers,
+            settings.encode_options(),
+            QueryCache(settings.cache_entries),
+        )
+        self._add_services()
+        self.metrics_port = serve_metrics(settings.host, settings.metrics_port)
+        address = await self._grpc.start(settings.host, settings.port)
+        await self._follower.start()
+        logger.info("event=started address=%s name=%s", address, settings.name)
+        return address
+
+    def _add_services(self) -> None:
+        checker = RequestChecker(self._settings, self._limits)
+        calls = ShardCalls(self._follower, self._peers)
+        search = SearchHandlers(
+            follower=self._follower,
+            checker=checker,
+            encoder=self._encoder,
+            fetcher=Fetcher(calls),
+            lane=self._lane,
+            settings=self._settings,
+        )
+        services = router_pb2.DESCRIPTOR.services_by_name
+        self._grpc.add(
+            services["SearchService"],
+            SearchService(DocumentHandlers(self._follower, checker, calls)),
+            raw={"Search": search.search, "SearchBatch": search.search_batch},
+        )
+
+    async def stop(self, grace_s: float) -> None:
+        """Refuses new calls, lets running ones end within grace_s, lets go of everything."""
+        await self._grpc.stop(grace_s)
+        await self._follower.stop()
+        for lane in self._lanes.values():
+            lane.close()
+        self._encoder.close()
+        await self._peers.close()
+
+    async def wait(self) -> None:
+        """Returns when the server has stopped."""
+        await self._grpc.wait()
+
+    def _lane(self, collection: CollectionMap) -> Lane:
+        lane = self._lanes.get(collection.lane)
+        if lane is None:
+            lane = self._lanes[collection.lane] = Lane(
+                collection, self._follower, self._peers, self._settings.search_options()
+            )
+        return lane
+
+    def _changed(self, topology: TopologyMap) -> None:
+        metrics.topology_version.set(topology.version)
+        serving = {each.lane: each for each in topology.collections.values()}
+        for key, lane in list(self._lanes.items()):
+            if key in serving:
+                lane.place(serving[key])
+            elif lane.idle:
+                del self._lanes[key]
+        self._encoder.place(topology)
+        self._peers.keep(self._follower.known_addresses)
+        if not self._serving:
+            self._serving = True
+            self._health = asyncio.ensure_future(self._grpc.set_serving(True))
+
+
+class SearchService:
+    """The SearchService's calls that take and give messages, by their RPCs' names."""
+
+    def __init__(self, documents: DocumentHandlers) -> None:
+        self.Get = documents.get
+        self.Delete = documents.delete
+
+    async def Ingest(self, requests: object, context: object) -> AsyncIterator[Message]:
+        """Handles `SearchService.Ingest`."""
+        raise NotSupported("not yet")
+        yield
