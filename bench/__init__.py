@@ -1,0 +1,1 @@
+"""Commands that measure Shoal: each prints JSON with its machine, versions and peers."""

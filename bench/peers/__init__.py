@@ -1,0 +1,1 @@
+"""One command per peer, each run in `.bench-venv` by `bench.single --peers`."""

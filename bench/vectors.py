@@ -1,0 +1,179 @@
+"""The vectors that every speed benchmark uses: 100,000 x 384 and 1,000 held-out questions.
+
+Real ones where the judged corpora are at hand: the distinct sentences and
+titles of SciFact and NFCorpus, filled up with pairs of neighbouring sentences,
+encoded with all-MiniLM-L6-v2; the questions are the corpora's own. They are
+cached in an ignored folder, and never committed. Elsewhere: a seeded mixture
+of Gaussians on low-dimensional planes. Every result says which was used.
+
+Example:
+    python -m bench.vectors --data ../shared/data --threads 1
+"""
+
+import argparse
+import hashlib
+import itertools
+import json
+import os
+import random
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.exact_reference import encode, read_jsonl
+
+ROOT = Path(__file__).resolve().parents[1]
+CACHE = ROOT / ".cache" / "bench"
+CORPORA = ("scifact", "nfcorpus")
+DIM = 384
+SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z0-9(])")
+SHORTEST = 20  # characters; shorter pieces are rests of the splitting
+MIXTURE_CENTRES = 1_000
+MIXTURE_INTRINSIC_DIM = 24
+
+Rows = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Vectors:
+    """Unit vectors and where they come from.
+
+    Attributes:
+        documents: [n, 384] float32.
+        queries: [m, 384] float32, none of them a document.
+        source: what a result file says about them.
+    """
+
+    documents: Rows
+    queries: Rows
+    source: dict[str, Any] = field(default_factory=dict)
+
+
+def default_data() -> Path:
+    """The judged corpora: SHOAL_BENCH_DATA, or beside the checkout."""
+    return Path(os.environ.get("SHOAL_BENCH_DATA", ROOT.parent / "shared" / "data"))
+
+
+def corpus_texts(data: Path, count: int) -> list[str]:
+    """`count` distinct texts: sentences and titles first, then pairs of neighbours.
+
+    Raises:
+        ValueError: the corpora do not hold so many.
+    """
+    sentences: dict[str, None] = {}
+    pairs: dict[str, None] = {}
+    for name in CORPORA:
+        for document in read_jsonl(data / name / "corpus.jsonl.gz"):
+            pieces = [piece.strip() for piece in SENTENCE_END.split(document["text"])]
+            pieces = [piece for piece in pieces if len(piece) >= SHORTEST]
+            sentences.update(
+                dict.fromkeys([document["title"], *pieces] if document["title"] else pieces)
+            )
+            pairs.update(dict.fromkeys(map(" ".join, itertools.pairwise(pieces))))
+    chosen = list(sentences)
+    random.Random(0).shuffle(chosen)
+    missing = count - len(chosen)
+    if missing > len(pairs):
+        raise ValueError(f"{data} holds {len(chosen) + len(pairs)} texts, wanted {count}")
+    if missing > 0:
+        chosen += random.Random(1).sample(list(pairs), missing)
+    return chosen[:count]
+
+
+def question_texts(data: Path, count: int, taken: set[str]) -> list[str]:
+    """`count` of the corpora's questions, chosen by hash, none of them in `taken`."""
+    texts = {
+        item["text"] for name in CORPORA for item in read_jsonl(data / name / "queries.jsonl.gz")
+    } - taken
+    return sorted(texts, key=lambda text: hashlib.sha256(text.encode()).digest())[:count]
+
+
+def real(data: Path, count: int, queries: int) -> Vectors:
+    """Encoded sentences and questions, from the cache where it holds just these."""
+    documents = corpus_texts(data, count)
+    questions = question_texts(data, queries, set(documents))
+    source = {
+        "kind": "real",
+        "documents": f"{count} sentences, titles and pairs of sentences of SciFact and NFCorpus",
+        "queries": f"{queries} questions of SciFact and NFCorpus",
+        "encoder": "all-MiniLM-L6-v2, fp32, normalised",
+    }
+    return Vectors(_cached(documents), _cached(questions), source)
+
+
+def mixture(count: int, queries: int, seed: int = 0) -> Vectors:
+    """A seeded mixture: each centre spreads on a plane of its own, then unit length."""
+    generator = np.random.default_rng(seed)
+    centres = generator.standard_normal((MIXTURE_CENTRES, DIM))
+    planes = generator.standard_normal((MIXTURE_CENTRES, MIXTURE_INTRINSIC_DIM, DIM))
+    of_row = generator.integers(MIXTURE_CENTRES, size=count + queries)
+    rows = np.empty((count + queries, DIM), dtype=np.float32)
+    for centre in range(MIXTURE_CENTRES):
+        mine = np.flatnonzero(of_row == centre)
+        spread = generator.standard_normal((len(mine), MIXTURE_INTRINSIC_DIM))
+        rows[mine] = centres[centre] + spread @ planes[centre] / np.sqrt(MIXTURE_INTRINSIC_DIM)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    source = {
+        "kind": "synthetic",
+        "documents": f"{count} rows of {MIXTURE_CENTRES} Gaussians, "
+        f"intrinsic dimension {MIXTURE_INTRINSIC_DIM}, seed {seed}, normalised",
+        "queries": f"{queries} more rows of the same",
+    }
+    return Vectors(rows[:count], rows[count:], source)
+
+
+def load(data: Path, count: int = 100_000, queries: int = 1_000) -> Vectors:
+    """Real vectors where the corpora are, else synthetic ones; `source` says which."""
+    if all((data / name / "corpus.jsonl.gz").exists() for name in CORPORA):
+        return real(data, count, queries)
+    return mixture(count, queries)
+
+
+def exact_neighbours(vectors: Vectors, top_k: int) -> NDArray[np.int64]:
+    """[m, top_k] rows with the largest inner products, in float64."""
+    documents = vectors.documents.astype(np.float64)
+    best = np.empty((len(vectors.queries), top_k), dtype=np.int64)
+    for start in range(0, len(vectors.queries), 50):
+        scores = vectors.queries[start : start + 50].astype(np.float64) @ documents.T
+        best[start : start + 50] = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
+    return best
+
+
+def recall(found: list[list[int]], exact: NDArray[np.int64]) -> float:
+    """Share of the exact neighbours that were found."""
+    hits = sum(len(set(row) & set(want.tolist())) for row, want in zip(found, exact, strict=True))
+    return hits / exact.size
+
+
+def _cached(texts: list[str]) -> Rows:
+    name = hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
+    path = CACHE / f"minilm-{len(texts)}-{name}.npy"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows = encode(texts).astype(np.float32)
+        partial = path.with_suffix(".partial.npy")
+        np.save(partial, rows)
+        partial.rename(path)
+    return np.load(path)  # type: ignore[no-any-return]
+
+
+def main() -> None:
+    """Fills the cache and prints what it holds."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, default=default_data())
+    parser.add_argument("--count", type=int, default=100_000)
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    import torch  # noqa: PLC0415  (only this command encodes)
+
+    torch.set_num_threads(arguments.threads)
+    vectors = load(arguments.data, arguments.count)
+    print(json.dumps({**vectors.source, "shape": list(vectors.documents.shape)}, indent=2))
+
+
+if __name__ == "__main__":
+    main()
