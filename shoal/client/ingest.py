@@ -16,7 +16,6 @@ from typing import Literal, TypeAlias
 from shoal.client.documents import GivenDocument, ingest_document, readable_id
 from shoal.client.model import IngestReport, Rejection
 from shoal.errors import (
-    TABLE,
     DeadlineExceeded,
     InternalError,
     ShoalError,
@@ -25,7 +24,7 @@ from shoal.errors import (
 from shoal.rpc.common.v1 import common_pb2
 from shoal.rpc.router.v1 import router_pb2
 from shoal.settings import Limits
-from shoal.wire.errors import to_status
+from shoal.wire.errors import from_status, to_status
 
 Progress: TypeAlias = Callable[[IngestReport], None]
 """Called with the report so far."""
@@ -93,9 +92,7 @@ class IngestSession:
     @property
     def has_room(self) -> bool:
         """Another document may be added."""
-        return (
-            len(self._waiting) < BUFFER_DOCUMENTS and self._waiting_bytes < BUFFER_BYTES
-        ) or not self._waiting
+        return len(self._waiting) < BUFFER_DOCUMENTS and self._waiting_bytes < BUFFER_BYTES
 
     def offer(self, number: int, given: GivenDocument, now: float) -> None:
         """A document to store, `number` being its place in the input; one that is
@@ -138,12 +135,10 @@ class IngestSession:
         if not self._counts.rejected:
             return None
         first = self._counts.rejected[0]
-        return self._explained(
-            from_reason(
-                first.reason,
-                f"document {first.number} ({first.id!r}) was refused: {first.message}",
-                {**first.metadata, "number": str(first.number), "id": first.id},
-            )
+        return from_reason(
+            first.reason,
+            f"document {first.number} ({first.id!r}) was refused: {first.message}",
+            {**first.metadata, "number": str(first.number), "id": first.id},
         )
 
     @property
@@ -179,6 +174,7 @@ class IngestSession:
             self._progress_at = now
         if not retry:
             self._failures = 0
+            self._last_error = None
 
     def next_message(self, now: float) -> router_pb2.IngestRequest | None:
         """What to send now, or None: nothing waits, or the window is full."""
@@ -264,9 +260,9 @@ class IngestSession:
         """Counts the outcome; False if the document should be sent again."""
         counts = self._counts
         if ack.outcome == router_pb2.INGEST_OUTCOME_REJECTED:
-            row = TABLE.get(ack.status.reason)
-            if row is not None and row.retryable:
-                self._last_error = row(ack.status.message)
+            error = from_status(ack.status)
+            if error is not None and error.retryable:
+                self._last_error = error
                 return False
             self._reject(document.number, document.document.id, ack.status)
             return True

@@ -134,7 +134,7 @@ def search_batch(
         try:
             response = yield from read("SearchBatch", request)
         except ShoalError as error:
-            if not answers or slicer.may_cut(error):
+            if not answers or slicer.is_message_size(error):
                 raise
             answers.extend([error] * (end - start))
         else:

@@ -46,8 +46,8 @@ class BatchSlicer:
         self._start = end
 
     def halve(self) -> None:
-        """From now on at most half as many items as in the last span."""
-        self._max_items = max(1, (self._end - self._start) // 2)
+        """From now on at most half as many items as in the last span, rounded up."""
+        self._max_items = (self._end - self._start + 1) // 2
 
     def may_cut(self, error: ShoalError) -> bool:
         """A smaller span may go through where the last one failed so."""

@@ -1,4 +1,5 @@
 """A router of one process and no index: the contract over real gRPC, with faults on demand."""
+# ruff: noqa: N802 - handlers bear the names of their RPCs
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -89,9 +90,7 @@ class FakeRouter(router_pb2_grpc.SearchServiceServicer, router_pb2_grpc.AdminSer
             ],
             collections=[self._info(self.collections[name]) for name in sorted(self.collections)],
             topology_version=3,
-            limits={
-                name: getattr(self.limits, name) for name in Limits.__dataclass_fields__
-            },
+            limits={name: getattr(self.limits, name) for name in Limits.__dataclass_fields__},
             version="0.1.0",
             controller_reachable=True,
         )
@@ -275,7 +274,7 @@ class FakeRouter(router_pb2_grpc.SearchServiceServicer, router_pb2_grpc.AdminSer
                 "shard 1 is missing", missing="1:SHARD_UNAVAILABLE", covered=0.5
             )
         scored = sorted(
-            ((-self._score(query, item), item.document.id) for item in collection.documents.values())
+            (-self._score(query, item), item.document.id) for item in collection.documents.values()
         )
         return [
             self._hit(collection.documents[document_id], -score, options)
