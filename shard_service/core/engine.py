@@ -1,0 +1,50 @@
+"""The port behind which candidates are found. Adapters: `shard_service.indexes`."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shard_service.core.live import Live
+from shoal.types import Float32Matrix
+
+
+@dataclass(frozen=True, slots=True)
+class Proposals:
+    """What an engine proposes, best first.
+
+    Attributes:
+        rows: [queries, count] int64; -1 where it found no more.
+        scores: [queries, count] float32, larger is better.
+    """
+
+    rows: NDArray[np.int64]
+    scores: NDArray[np.float32]
+
+
+class Engine(Protocol):
+    """Finds candidate rows of one source. Safe for concurrent searches."""
+
+    @property
+    def exact(self) -> bool:
+        """Proposals are the best rows by engine score, up to float32 error."""
+
+    @property
+    def expansion(self) -> int:
+        """Rows to ask for per document wanted, as tuned at build time."""
+
+    @property
+    def query_cost_us(self) -> float:
+        """Rough cost of one query, microseconds: how batches are sliced."""
+
+    def search(self, queries: Float32Matrix, count: int, live: Live, effort: int) -> Proposals:
+        """Proposes up to `count` rows per query.
+
+        Args:
+            queries: [queries, dim] float32, C order; of length 1 for cosine.
+            count: rows wanted per query.
+            live: rows that may be proposed; an exact engine may propose others too,
+                and then counts them.
+            effort: 1 for the tuned search, 2, 4, ... for a wider one.
+        """

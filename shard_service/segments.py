@@ -1,0 +1,225 @@
+"""Segments as folders of files, and the manifest that lists them."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shard_service import manifest as manifests
+from shard_service.columns import ColumnFiles
+from shard_service.core.live import Live, masked
+from shard_service.core.segment import Segment
+from shard_service.core.table import Table
+from shard_service.indexes import build as indexes
+from shard_service.manifest import Manifest, MasksEntry, SegmentEntry
+from shard_service.spec import ShardSpec
+from shoal.errors import SupersededWriter
+from shoal.storage.blobs import verify
+from shoal.storage.directory import Storage
+from shoal.storage.ports import Staging
+from shoal.types import ShardRef
+
+logger = logging.getLogger(__name__)
+
+INDEX_FILE = "index.faiss"
+
+
+def _prefix(ref: ShardRef) -> str:
+    return f"segments/{ref.collection}/{ref.generation}/{ref.shard}/"
+
+
+def _key(ref: ShardRef) -> str:
+    return f"manifests/{ref.collection}/{ref.generation}/{ref.shard}"
+
+
+def drop_segments(ref: ShardRef, storage: Storage) -> None:
+    """Deletes a shard's manifest, then its folders."""
+    storage.catalog.delete(_key(ref))
+    for name in storage.blobs.names(_prefix(ref)):
+        storage.blobs.delete(name)
+
+
+class SegmentStore:
+    """A shard's folders and manifest, as its writer sees them. One thread at a time."""
+
+    def __init__(self, spec: ShardSpec, storage: Storage, writer_epoch: int) -> None:
+        """Takes the manifest over: whoever wrote it before can publish no more.
+
+        Raises:
+            SupersededWriter: a higher epoch has.
+            CorruptSegment: the manifest is damaged.
+        """
+        self._spec, self._storage, self._epoch = spec, storage, writer_epoch
+        found = storage.catalog.get(_key(spec.ref))
+        self._version = found.version
+        self._manifest = manifests.decode(found.value)
+        if self._manifest.writer_epoch > writer_epoch:
+            raise SupersededWriter(
+                f"epoch {self._manifest.writer_epoch} owns shard {spec.ref.shard}"
+            )
+        self._counter = 0
+
+    @property
+    def spec(self) -> ShardSpec:
+        """The shard."""
+        return self._spec
+
+    @property
+    def ref(self) -> ShardRef:
+        """The shard's name."""
+        return self._spec.ref
+
+    @property
+    def position(self) -> int:
+        """What the segments cover."""
+        return self._manifest.position
+
+    def open(self) -> list[tuple[Segment, Live]]:
+        """Verifies and maps every segment, oldest first; deletes folders that no manifest lists.
+
+        Raises:
+            CorruptSegment: a file fails its checksum.
+            SupersededWriter: another writer has the manifest.
+        """
+        opened = []
+        for entry in self._manifest.segments:
+            segment = self.load(entry)
+            opened.append((segment, self._masked(segment)))
+        self._put(replace(self._manifest, writer_epoch=self._epoch))
+        self.clean()
+        return opened
+
+    def load(self, entry: SegmentEntry) -> Segment:
+        """Verifies a segment's files, then maps them.
+
+        Raises:
+            CorruptSegment: a file fails its checksum.
+        """
+        folder = self._storage.blobs.path(_prefix(self._spec.ref) + entry.name)
+        verify(folder, entry.files)
+        files = ColumnFiles(self._spec.ref, folder)
+        row_starts = files.read("row_starts")
+        documents = len(row_starts) - 1
+        table = Table(
+            ids=files.read("ids"),
+            id_starts=files.read("id_starts"),
+            sequences=files.read("sequences"),
+            digests=files.read("digests"),
+            row_starts=row_starts,
+            row_documents=np.repeat(np.arange(documents, dtype=np.int32), np.diff(row_starts)),
+            vectors=files.read("vectors"),
+            squares=files.read("squares"),
+        )
+        contents, starts = files.read("contents"), files.read("content_starts")
+        return Segment(
+            name=entry.name,
+            table=table,
+            hashes=files.read("hashes"),
+            engine=indexes.load(
+                entry.index, files.path(INDEX_FILE), self._spec.similarity, entry.parameters
+            ),
+            content=partial(_content, contents, starts),
+            max_norm=entry.max_norm,
+            index=entry.index,
+            parameters=",".join(f"{name}={value}" for name, value in entry.parameters.items()),
+            recall=entry.recall,
+            size=sum(file.size for file in entry.files),
+        )
+
+    def _masked(self, segment: Segment) -> Live:
+        masks = self._manifest.masks
+        if masks is None:
+            return segment.all_live()
+        folder = self._storage.blobs.path(_prefix(self._spec.ref) + masks.name)
+        files = [file for file in masks.files if file.name == segment.name]
+        if not files:
+            return segment.all_live()
+        verify(folder, files)
+        dead = ColumnFiles(self._spec.ref, folder).read(segment.name)
+        return masked(segment.all_live(), dead, segment.table.row_starts)
+
+    def staging(self) -> tuple[str, Staging]:
+        """A fresh name within the shard, and a folder to fill for it.
+
+        Raises:
+            DiskFull: no room.
+        """
+        self._counter += 1
+        name = f"{self._epoch}-{self._version}-{self._counter}"
+        return name, self._storage.blobs.staging(_prefix(self._spec.ref) + name)
+
+    def publish(
+        self,
+        position: int,
+        kept: Sequence[str],
+        at: int,
+        fresh: SegmentEntry | None,
+        dead: dict[str, NDArray[np.int64]],
+    ) -> None:
+        """Makes a new list of segments durable.
+
+        Args:
+            position: what segments and masks cover.
+            kept: names of the old segments that stay, oldest first.
+            at: where the new one comes among them.
+            fresh: the new segment; None if nothing was live.
+            dead: numbers of the dead documents of segments, by name.
+
+        Raises:
+            SupersededWriter: another writer has the manifest.
+            DiskFull: no room.
+        """
+        known = {entry.name: entry for entry in self._manifest.segments}
+        segments = [known[name] for name in kept]
+        if fresh is not None:
+            segments.insert(at, fresh)
+        self._put(Manifest(self._epoch, position, tuple(segments), self._write_masks(dead)))
+
+    def _write_masks(self, dead: dict[str, NDArray[np.int64]]) -> MasksEntry | None:
+        masked_segments = {name: numbers for name, numbers in dead.items() if len(numbers)}
+        if not masked_segments:
+            return None
+        name, staging = self.staging()
+        try:
+            files = ColumnFiles(self._spec.ref, staging.folder)
+            for segment, numbers in masked_segments.items():
+                files.write(segment, numbers)
+            return MasksEntry(name, tuple(staging.publish()))
+        except BaseException:
+            staging.discard()
+            raise
+
+    def _put(self, manifest: Manifest) -> None:
+        version = self._storage.catalog.put(
+            _key(self._spec.ref), manifests.encode(manifest), self._version
+        )
+        if version is None:
+            raise SupersededWriter(
+                f"another writer has published the manifest of shard {self._spec.ref.shard}"
+            )
+        self._version, self._manifest = version, manifest
+
+    def clean(self) -> None:
+        """Deletes folders that the manifest does not list; who has them mapped keeps them."""
+        prefix = _prefix(self._spec.ref)
+        listed = {prefix + entry.name for entry in self._manifest.segments}
+        if self._manifest.masks is not None:
+            listed.add(prefix + self._manifest.masks.name)
+        for name in self._storage.blobs.names(prefix):
+            if name not in listed:
+                self._storage.blobs.delete(name)
+
+
+def _content(contents: NDArray[np.uint8], starts: NDArray[np.int64], document: int) -> bytes:
+    return contents[starts[document] : starts[document + 1]].tobytes()
+
+
+def longest(squares: NDArray[np.float64]) -> float:
+    """A float64 that is at least the length of every vector, from their fold(x²)."""
+    return math.nextafter(math.sqrt(float(squares.max(initial=0.0))), math.inf)

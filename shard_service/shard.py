@@ -1,0 +1,220 @@
+"""One shard on one server: recovery, reads of a view, writes through the log."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shard_service.core.records import (
+    Content,
+    DeleteRecord,
+    WriteRecord,
+    decode_content,
+    decode_record,
+)
+from shard_service.core.search import Hits, Wanted, search
+from shard_service.core.state import ShardState, View, Writes
+from shard_service.indexes.flat import FlatEngine
+from shard_service.sealer import Sealer
+from shard_service.segments import SegmentStore
+from shard_service.settings import ShardSettings
+from shard_service.spec import ShardSpec
+from shard_service.writer import (
+    DeleteOperation,
+    DeleteOutcome,
+    WriteOperation,
+    WriteOutcome,
+    Writer,
+)
+from shoal.storage.directory import Storage
+from shoal.storage.ports import Log, LogEntry
+from shoal.types import Float32Matrix
+
+logger = logging.getLogger(__name__)
+
+_REPLAY_ENTRIES = 512
+"""Log entries applied at a time on recovery."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A document version that is live: its sequence number and content."""
+
+    sequence: int
+    content: Content
+
+
+class Shard:
+    """Serves one shard. Thread-safe."""
+
+    def __init__(
+        self,
+        spec: ShardSpec,
+        storage: Storage,
+        settings: ShardSettings,
+        writer_epoch: int,
+        accept_loss: str = "",
+    ) -> None:
+        """Recovers the shard from its manifest and log; takes as long as that takes.
+
+        Raises:
+            CorruptLog: acknowledged data is damaged; metadata "loss" names it.
+            CorruptSegment: a segment's file fails its checksum.
+            LossMismatch: accept_loss names another loss.
+            SupersededWriter: a higher epoch owns the shard.
+        """
+        self.spec = spec
+        self.writer_epoch = writer_epoch
+        self._lock = threading.Lock()
+        # The log fences older writers first: what they publish after that is too late.
+        log = storage.logs.open(spec.ref, writer_epoch, accept_loss)
+        try:
+            store = SegmentStore(spec, storage, writer_epoch)
+            self._state = ShardState(
+                spec.dim,
+                spec.similarity,
+                partial(FlatEngine, spec.similarity),
+                store.open(),
+                store.position,
+            )
+            _replay(log, self._state)
+        except BaseException:
+            log.close()
+            raise
+        self._view = self._state.view()
+        self._writer = Writer(
+            self._state, log, self._lock, self._changed, settings.max_waiting_writes
+        )
+        self._sealer = Sealer(
+            self._state, self._lock, store, self._writer.drop_prefix, self._publish, settings
+        )
+        self._sealer.wake()
+
+    @property
+    def view(self) -> View:
+        """The newest consistent state."""
+        return self._view
+
+    @property
+    def tail_passages(self) -> int:
+        """Rows that are in no segment yet."""
+        return self._state.tail_rows
+
+    @property
+    def sealing_failure(self) -> str:
+        """Why the last sealing failed; empty when it did not."""
+        return self._sealer.failure
+
+    def search(
+        self, view: View, queries: Float32Matrix, top_k: NDArray[np.int64], wanted: Wanted
+    ) -> Hits:
+        """See `shard_service.core.search.search`. For a search thread."""
+        return search(view, self.spec.similarity, queries, top_k, wanted)
+
+    def write(self, operation: WriteOperation) -> Future[WriteOutcome]:
+        """Queues versions; the future says when they are durable and visible.
+
+        Raises:
+            Overloaded, StaleTopology: see `Writer.submit`.
+        """
+        self._writer.submit(operation)
+        return operation.done
+
+    def delete(self, operation: DeleteOperation) -> Future[DeleteOutcome]:
+        """Queues deletes; the future says when they are durable and visible.
+
+        Raises:
+            Overloaded, StaleTopology: see `Writer.submit`.
+        """
+        self._writer.submit(operation)
+        return operation.done
+
+    def probe(self, ids: Sequence[bytes], digests: NDArray[np.uint8]) -> tuple[list[bool], int]:
+        """Per id: its live version has this digest ([ids, 16] uint8); and the position."""
+        with self._lock:
+            places = self._state.locate(ids)
+            unchanged = [
+                place is not None
+                and bool((self._state.table(place[0]).digests[place[1]] == digest).all())
+                for place, digest in zip(places, digests, strict=True)
+            ]
+            return unchanged, self._state.position
+
+    def fetch(
+        self, ids: Sequence[bytes], sequences: Sequence[int]
+    ) -> tuple[list[Stored | None], int]:
+        """Live versions by id, and the position.
+
+        Args:
+            ids: what to fetch.
+            sequences: per id the version wanted, 0 for the newest; None is given where
+                another one is live.
+        """
+        found: list[tuple[int, Callable[[], bytes]] | None] = []
+        with self._lock:
+            position = self._state.position
+            for place, wanted in zip(self._state.locate(ids), sequences, strict=True):
+                if place is None:
+                    found.append(None)
+                    continue
+                sequence = int(self._state.table(place[0]).sequences[place[1]])
+                read = self._state.reader(*place)
+                found.append((sequence, read) if wanted in {0, sequence} else None)
+        return [
+            None if item is None else Stored(item[0], decode_content(item[1]())) for item in found
+        ], position
+
+    def optimize(self) -> None:
+        """Seals the tail and merges all segments into one; returns when it serves.
+
+        Raises:
+            DiskFull: no room; the shard goes on as it was.
+        """
+        self._sealer.optimize()
+
+    def close(self) -> None:
+        """Ends writing and sealing; views stay readable."""
+        self._sealer.close()
+        self._writer.close()
+
+    def _changed(self) -> None:
+        self._publish()
+        self._sealer.wake()
+
+    def _publish(self) -> None:
+        self._view = self._state.view()
+
+
+def _replay(log: Log, state: ShardState) -> None:
+    """Applies what the log has beyond the segments."""
+    waiting: list[tuple[LogEntry, WriteRecord]] = []
+    for entry in log.entries(state.position):
+        record = decode_record(entry.payload)
+        if isinstance(record, WriteRecord):
+            waiting.append((entry, record))
+            if len(waiting) < _REPLAY_ENTRIES:
+                continue
+        _apply_writes(state, waiting)
+        waiting = []
+        if isinstance(record, DeleteRecord):
+            state.delete([record], entry.sequence)
+    _apply_writes(state, waiting)
+
+
+def _apply_writes(state: ShardState, waiting: list[tuple[LogEntry, WriteRecord]]) -> None:
+    if not waiting:
+        return
+    state.write(
+        Writes(
+            [record.version for _, record in waiting],
+            np.array([entry.sequence for entry, _ in waiting], dtype=np.uint64),
+            np.concatenate([record.vectors for _, record in waiting]),
+        )
+    )
