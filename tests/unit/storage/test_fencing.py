@@ -117,6 +117,14 @@ class FencingMachine(RuleBasedStateMachine):
         self._open()
         self.interruptions.arm(-1, lambda: None)
 
+    @rule(data=st.data(), step=st.integers(0, 6), count=st.integers(1, 3))
+    def open_while_another_appends(self, data: st.DataObject, step: int, count: int) -> None:
+        if self.writers:
+            _, opened = data.draw(st.sampled_from(self.writers[-2:]))
+            self.interruptions.arm(step, lambda: self._append(opened, count))
+            self._open()
+            self.interruptions.arm(-1, lambda: None)
+
     @rule(data=st.data(), count=st.integers(1, 3))
     def append(self, data: st.DataObject, count: int) -> None:
         if self.writers:
