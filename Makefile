@@ -32,3 +32,27 @@ demo: install
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info
+
+# Benchmarks: JSON and plots go to bench/results. They want the machine for themselves.
+# BENCH_DATA is the folder of judged corpora; without it, single and ingest use synthetic vectors.
+BENCH_VENV := .bench-venv
+BENCH_DATA ?= ../shared/data
+
+.PHONY: bench-peers bench-single bench-quality bench-ingest
+
+bench-peers: $(BENCH_VENV)/.installed
+
+$(BENCH_VENV)/.installed: bench/peers/requirements.txt
+	$(PYTHON) -m venv $(BENCH_VENV)
+	$(BENCH_VENV)/bin/pip install --quiet --disable-pip-version-check -r bench/peers/requirements.txt \
+		|| echo "not every peer could be installed; the result will say which"
+	touch $@
+
+bench-single: install bench-peers
+	$(BIN)/python -m bench.single --peers --data $(BENCH_DATA)
+
+bench-quality: install
+	$(BIN)/python -m bench.quality --data $(BENCH_DATA)
+
+bench-ingest: install
+	$(BIN)/python -m bench.ingest --data $(BENCH_DATA)

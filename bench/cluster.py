@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import shoal
-from shoal.client import Client
+from shoal import Client
 
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 START_TIMEOUT_S = 180
@@ -103,7 +103,7 @@ def cpu_s(pid: int) -> float:
 
 
 def _shoal(arguments: list[str], environment: dict[str, str], timeout_s: float) -> None:
-    command = [sys.executable, "-m", "deploy.cli", *arguments]
+    command = [str(Path(sys.executable).with_name("shoal")), *arguments]
     done = subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False
     )

@@ -13,7 +13,7 @@ import uvloop
 
 from shoal.rpc.router.v1 import router_pb2
 from shoal.settings import Limits
-from shoal.wire.server import Context, GrpcServer
+from shoal.wire.server import Context, GrpcServer, RawHandler
 
 SERVICE = router_pb2.DESCRIPTOR.services_by_name["SearchService"]
 
@@ -24,7 +24,9 @@ async def serve(reply: bytes) -> None:
     async def answer(request: bytes, context: Context) -> bytes:
         return reply
 
-    handlers = {method.name: answer for method in SERVICE.methods if not method.server_streaming}
+    handlers: dict[str, RawHandler] = {
+        method.name: answer for method in SERVICE.methods if not method.server_streaming
+    }
     server = GrpcServer(Limits().max_message_bytes)
     server.add(SERVICE, _NothingElse(), handlers)
     print(await server.start("127.0.0.1", 0), flush=True)

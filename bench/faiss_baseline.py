@@ -137,9 +137,7 @@ def _tune(baseline: Baseline, vectors: Vectors, exact: NDArray[np.int64], least:
 
 
 def _grid(index: Any) -> list[dict[str, int]]:
-    inner = (
-        faiss.downcast_index(index.base_index) if isinstance(index, faiss.IndexRefine) else index
-    )
+    inner = _coarse(index)
     if hasattr(inner, "nprobe"):
         probes = [count for count in N_PROBES if count <= inner.nlist]
         factors = REFINE_FACTORS if inner is not index else (1,)
@@ -150,12 +148,16 @@ def _grid(index: Any) -> list[dict[str, int]]:
 
 
 def _apply(index: Any, settings: dict[str, int]) -> None:
-    inner = (
-        faiss.downcast_index(index.base_index) if isinstance(index, faiss.IndexRefine) else index
-    )
+    inner = _coarse(index)
     if "nprobe" in settings:
         inner.nprobe = settings["nprobe"]
         if inner is not index:
             index.k_factor = settings["k_factor"]
     if "efSearch" in settings:
         inner.hnsw.efSearch = settings["efSearch"]
+
+
+def _coarse(index: Any) -> Any:
+    """The index that proposes, below a refining one."""
+    refined = isinstance(index, faiss.IndexRefine)
+    return faiss.downcast_index(index.base_index) if refined else index

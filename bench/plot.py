@@ -1,0 +1,41 @@
+"""Pictures of results, as SVG."""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("svg")
+mpl.rcParams["svg.hashsalt"] = "shoal"
+
+import matplotlib.pyplot as plt  # noqa: E402  (after the backend is chosen)
+
+
+def single(result: dict[str, Any], path: Path) -> None:
+    """Unary rate by calls in flight, and questions a second beside FAISS and the peers."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    for name, label in (("echo", "no-op echo"), ("unary", "Shoal, unary")):
+        levels = {int(level): run["rate_per_s"] for level, run in result[name].items()}
+        left.plot([str(level) for level in levels], list(levels.values()), marker="o", label=label)
+    left.set(xlabel="calls in flight", ylabel="calls a second", title="Unary gRPC", ylim=(0, None))
+    left.legend()
+    bars = {
+        "raw FAISS, batches": max(result["faiss_queries_per_s"].values()),
+        "Shoal, SearchBatch": result["batch"]["best_queries_per_s"],
+        "Shoal, unary": max(run["rate_per_s"] for run in result["unary"].values()),
+    }
+    for name, peer in result.get("peers", {}).items():
+        rates = [value for key, value in peer.items() if key.startswith("queries_per_s")]
+        if rates:
+            bars[f"{name} ({peer['how'].partition(',')[0]})"] = max(rates)
+    names = sorted(bars, key=bars.__getitem__)
+    drawn = right.barh(names, [bars[name] for name in names])
+    right.bar_label(drawn, fmt="{:,.0f}", padding=3)
+    right.set(xscale="log", xlabel="questions a second, best of its modes", title="Beside others")
+    right.margins(x=0.2)
+    documents, dim = result["data"]["shape"]
+    cores = result["machine"]["cores"]
+    figure.suptitle(f"{documents:,} x {dim}, top 10, recall@10 at least 0.99, {cores} cores")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
