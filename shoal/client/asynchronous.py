@@ -24,7 +24,7 @@ from shoal.client.model import (
 )
 from shoal.client.operations import Call, LimitsCache, Operation, Step
 from shoal.client.requests import ALL_FIELDS, Field
-from shoal.client.transport import Rpcs, client_options, resolve_target, typed_error
+from shoal.client.transport import Rpcs, check_open, client_options, resolve_target, typed_error
 from shoal.errors import DeadlineExceeded, ShoalError
 from shoal.ids import check_name
 
@@ -48,6 +48,7 @@ class AsyncClient:
         self._channel: grpc.aio.Channel | None = None
         self._rpcs: Rpcs | None = None
         self._limits = LimitsCache()
+        self._closed = False
 
     async def __aenter__(self) -> "AsyncClient":
         return self
@@ -65,6 +66,7 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Closes the connection; calls under way end with `Cancelled`."""
+        self._closed = True
         if self._channel is not None:
             await self._channel.close()
 
@@ -222,6 +224,7 @@ class AsyncClient:
         return await self._run(operations.status(), deadline_s)
 
     def _connected(self) -> Rpcs:
+        check_open(self._closed)
         # The channel belongs to the running loop, so it is not made before there is one.
         if self._rpcs is None:
             self._channel = grpc.aio.insecure_channel(self.target, options=client_options())

@@ -17,7 +17,7 @@ GivenDocument: TypeAlias = "Mapping[str, Any] | object"
 
 _NAMES = ("id", "title", "text", "vector", "payload")
 # The message around one document: tags, lengths, the stream's envelope.
-_ENVELOPE_BYTES = 256
+ENVELOPE_BYTES = 256
 
 
 def ingest_document(number: int, given: GivenDocument, limits: Limits) -> router_pb2.IngestDocument:
@@ -48,7 +48,7 @@ def ingest_document(number: int, given: GivenDocument, limits: Limits) -> router
     if len(document.text) > limits.max_text_bytes // 4:
         size = len(document.text.encode())
         _check_size("max_text_bytes", size, limits.max_text_bytes, document.id)
-    size = message.ByteSize() + _ENVELOPE_BYTES
+    size = message.ByteSize() + ENVELOPE_BYTES
     _check_size("max_message_bytes", size, limits.max_message_bytes, document.id)
     return message
 

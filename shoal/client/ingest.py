@@ -13,8 +13,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from shoal.client.documents import GivenDocument, ingest_document, readable_id
+from shoal.client.documents import (
+    ENVELOPE_BYTES,
+    GivenDocument,
+    ingest_document,
+    readable_id,
+)
 from shoal.client.model import IngestReport, Rejection
+from shoal.client.slicing import ITEM_OVERHEAD_BYTES
 from shoal.errors import (
     DeadlineExceeded,
     InternalError,
@@ -72,6 +78,7 @@ class IngestSession:
             request_id=request_id, collection=name, fingerprint=fingerprint
         )
         self._limits = limits
+        self._message_bytes = min(MESSAGE_BYTES, limits.max_message_bytes - ENVELOPE_BYTES)
         self._stall_s = stall_s
         self._waiting: deque[router_pb2.IngestDocument] = deque()
         self._waiting_bytes = 0
@@ -185,9 +192,9 @@ class IngestSession:
         size = 0
         while self._waiting and len(documents) < MESSAGE_DOCUMENTS:
             head_bytes = self._waiting[0].ByteSize()
-            if not self._fits(head_bytes) or (documents and size + head_bytes > MESSAGE_BYTES):
+            size += head_bytes + ITEM_OVERHEAD_BYTES
+            if not self._fits(head_bytes) or (documents and size > self._message_bytes):
                 break
-            size += head_bytes
             documents.append(self._send_first(head_bytes))
         return message if documents else None
 

@@ -26,7 +26,7 @@ from shoal.client.model import (
 from shoal.client.operations import Call, LimitsCache, Operation, Step
 from shoal.client.requests import ALL_FIELDS, Field
 from shoal.client.sync_ingest import SyncIngest
-from shoal.client.transport import Rpcs, client_options, resolve_target, typed_error
+from shoal.client.transport import Rpcs, check_open, client_options, resolve_target, typed_error
 from shoal.errors import DeadlineExceeded, ShoalError
 from shoal.ids import check_name
 
@@ -54,6 +54,7 @@ class Client:
         self._channel = grpc.insecure_channel(self.target, options=client_options())
         self._rpcs = Rpcs(self._channel)
         self._limits = LimitsCache()
+        self._closed = False
 
     def __enter__(self) -> "Client":
         return self
@@ -71,6 +72,7 @@ class Client:
 
     def close(self) -> None:
         """Closes the connection; calls under way end with `Cancelled`."""
+        self._closed = True
         self._channel.close()
 
     def search(  # noqa: PLR0913 - options, by keyword alone
@@ -202,7 +204,7 @@ class Client:
             limits=limits,
             stall_s=stall_s,
         )
-        ingest = SyncIngest(session, self._rpcs["Ingest"], self.target)
+        ingest = SyncIngest(session, self._connected()["Ingest"], self.target)
         return ingest.run(documents, progress, on_rejected)
 
     @overload
@@ -307,6 +309,10 @@ class Client:
         """The cluster: processes, collections, shards, limits."""
         return self._run(operations.status(), deadline_s)
 
+    def _connected(self) -> Rpcs:
+        check_open(self._closed)
+        return self._rpcs
+
     def _run(self, operation: Operation[Result], deadline_s: float) -> Result:
         """Performs an operation's steps within the deadline."""
         end = time.monotonic() + deadline_s
@@ -329,7 +335,7 @@ class Client:
             if left_s <= 0:
                 raise DeadlineExceeded("the time for this call is over")
             try:
-                return self._rpcs[step.rpc](step.request, timeout=left_s)
+                return self._connected()[step.rpc](step.request, timeout=left_s)
             except grpc.RpcError as error:
                 raise typed_error(error, self.target) from error
         if step.seconds >= left_s:

@@ -5,7 +5,7 @@ from typing import Any
 
 import grpc
 
-from shoal.errors import ClusterUnreachable, ShoalError
+from shoal.errors import ClusterUnreachable, InvalidRequest, ShoalError
 from shoal.rpc.router.v1 import router_pb2_grpc
 from shoal.wire.channels import channel_options
 from shoal.wire.errors import from_rpc_error
@@ -25,9 +25,14 @@ def client_options() -> list[tuple[str, int]]:
     return [
         *channel_options(UNBOUNDED),
         ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 1000),
     ]
+
+
+def check_open(closed: bool) -> None:
+    """Raises InvalidRequest for a client that was closed."""
+    if closed:
+        raise InvalidRequest("this client is closed; connect again", field="client")
 
 
 class Rpcs:

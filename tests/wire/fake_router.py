@@ -1,6 +1,7 @@
 """A router of one process and no index: the contract over real gRPC, with faults on demand."""
 # ruff: noqa: N802 - handlers bear the names of their RPCs
 
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -59,6 +60,8 @@ class FakeRouter(router_pb2_grpc.SearchServiceServicer, router_pb2_grpc.AdminSer
         self.silent = False
         self.refuse: Callable[[router_pb2.IngestDocument], ShoalError | None] = lambda _: None
         self.loss = "records 7 to 9"
+        self.hang: threading.Event | None = None
+        self.time_left_s: dict[str, float] = {}
 
     # --- lifecycle -----------------------------------------------------------
 
@@ -330,6 +333,10 @@ class FakeRouter(router_pb2_grpc.SearchServiceServicer, router_pb2_grpc.AdminSer
 
     def _begin(self, rpc, request, context) -> None:
         self.requests.append(request)
+        left_s = context.time_remaining()
+        self.time_left_s[rpc] = float("inf") if left_s is None else left_s
+        if self.hang is not None:
+            self.hang.wait(10)
         if self.errors.get(rpc):
             self._fail(context, self.errors[rpc].pop(0))
 

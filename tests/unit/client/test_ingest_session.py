@@ -220,6 +220,23 @@ def test_messages_are_cut_by_bytes() -> None:
     assert [len(sent(session)) for _ in range(6)] == [1, 1, 1, 1, 1, 0]
 
 
+def test_messages_fit_the_clusters_limit() -> None:
+    limits = Limits(max_message_bytes=4000)
+    session = session_of(limits=limits)
+    session.open()
+    session.receive(router_pb2.IngestResponse(started=ROOMY), 0.0)
+    for number in range(200):
+        session.offer(number, {"id": f"d{number}", "text": "x" * (number * 17 % 1500)}, 0.0)
+    session.offer(200, {"id": "large", "text": "x" * 3740}, 0.0)
+    session.offer(201, {"id": "too large", "text": "x" * 3990}, 0.0)
+    numbers = []
+    while (message := session.next_message(0.0)) is not None:
+        assert message.ByteSize() <= 4000
+        numbers += [document.number for document in message.documents.documents]
+    assert numbers == list(range(200)) + ([200] if 200 in numbers else [])
+    assert 201 in {item.number for item in session.report.rejected}
+
+
 def test_buffer_is_bounded() -> None:
     session = session_of()
     number = 0
