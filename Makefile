@@ -44,7 +44,7 @@ bench-peers: $(BENCH_VENV)/.installed
 
 $(BENCH_VENV)/.installed: bench/peers/requirements.txt
 	$(PYTHON) -m venv $(BENCH_VENV)
-	$(BENCH_VENV)/bin/pip install --quiet --disable-pip-version-check -r bench/peers/requirements.txt \
+	grep -v '^#' $< | xargs -n 1 $(BENCH_VENV)/bin/pip install --quiet --disable-pip-version-check \
 		|| echo "not every peer could be installed; the result will say which"
 	touch $@
 
