@@ -1,0 +1,1 @@
+"""How processes of the cluster are started, watched and ended: a port, two adapters."""

@@ -1,0 +1,209 @@
+"""Catalog records and topologies: messages to the controller's values and back."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from deploy.core.creation import Model, Settled, Wish
+from deploy.core.state import Collection, Placement
+from deploy.core.topology import Endpoint, PlacedCollection, PlacedShard, Topology
+from shoal.errors import InvalidRequest
+from shoal.rpc.common.v1 import common_pb2
+from shoal.rpc.controller.v1 import controller_pb2
+from shoal.rpc.encoder.v1 import encoder_pb2
+from shoal.rpc.router.v1 import router_pb2
+from shoal.rpc.shard.v1 import shard_pb2
+from shoal.types import Kind, ShardRef, Similarity
+
+KINDS = {
+    common_pb2.COLLECTION_KIND_SINGLE: Kind.SINGLE,
+    common_pb2.COLLECTION_KIND_COLBERT: Kind.COLBERT,
+}
+SIMILARITIES = {
+    common_pb2.SIMILARITY_COSINE: Similarity.COSINE,
+    common_pb2.SIMILARITY_DOT: Similarity.DOT,
+    common_pb2.SIMILARITY_L2: Similarity.L2,
+}
+_KIND_NUMBERS = {kind: number for number, kind in KINDS.items()}
+_SIMILARITY_NUMBERS = {similarity: number for number, similarity in SIMILARITIES.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A collection as the catalog holds it.
+
+    Attributes:
+        settings: what shards and routers must know.
+        collection: generation and placements.
+    """
+
+    settings: common_pb2.CollectionSettings
+    collection: Collection
+
+    def placed(self, shard: int, server: str, epoch: int) -> "Record":
+        """The record with one shard placed anew."""
+        shards = list(self.collection.shards)
+        shards[shard] = Placement(server, epoch)
+        return replace(self, collection=replace(self.collection, shards=tuple(shards)))
+
+    def to_message(self) -> controller_pb2.CollectionPlacement:
+        """As it is stored."""
+        return controller_pb2.CollectionPlacement(
+            settings=self.settings,
+            generation=self.collection.generation,
+            shards=[
+                controller_pb2.ShardPlacement(
+                    servers=[placement.server] if placement.server else [],
+                    writer_epoch=placement.epoch,
+                )
+                for placement in self.collection.shards
+            ],
+        )
+
+
+def record_from_bytes(data: bytes) -> Record:
+    """A stored record."""
+    message = controller_pb2.CollectionPlacement.FromString(data)
+    shards = tuple(
+        Placement(shard.servers[0] if shard.servers else "", shard.writer_epoch)
+        for shard in message.shards
+    )
+    return _record(message.settings, message.generation, shards)
+
+
+def new_record(settled: Settled, uuid: bytes) -> Record:
+    """The record of a collection to create: generation 1, nothing placed."""
+    settings = common_pb2.CollectionSettings(
+        name=settled.name,
+        uuid=uuid,
+        kind=_KIND_NUMBERS[settled.kind],
+        similarity=_SIMILARITY_NUMBERS[settled.similarity],
+        dim=settled.dim,
+        encoder=settled.encoder,
+        fingerprint=settled.fingerprint,
+        index=settled.index,
+        chunk_tokens=settled.chunk_tokens,
+        chunk_overlap=settled.chunk_overlap,
+        card_json=settled.card_json,
+    )
+    return _record(settings, 1, (Placement(),) * settled.shards)
+
+
+def _record(
+    settings: common_pb2.CollectionSettings, generation: int, shards: tuple[Placement, ...]
+) -> Record:
+    collection = Collection(
+        settings.name,
+        settings.uuid.hex(),
+        generation,
+        shards,
+        settings.encoder,
+        settings.fingerprint,
+    )
+    return Record(settings, collection)
+
+
+def wish_from_message(request: router_pb2.CreateCollectionRequest) -> Wish:
+    """What a user asks for.
+
+    Raises:
+        InvalidRequest: a kind or similarity that this version does not know.
+    """
+    if request.kind and request.kind not in KINDS:
+        raise InvalidRequest(f"there is no collection kind {request.kind}", field="kind")
+    if request.similarity and request.similarity not in SIMILARITIES:
+        raise InvalidRequest(f"there is no similarity {request.similarity}", field="similarity")
+    return Wish(
+        name=request.name,
+        kind=KINDS.get(request.kind, Kind.SINGLE),
+        encoder=request.encoder,
+        dim=request.dim,
+        index=request.index,
+        chunk_tokens=request.chunk_tokens if request.HasField("chunk_tokens") else None,
+        similarity=SIMILARITIES.get(request.similarity),
+        shards=request.shards,
+    )
+
+
+def model_from_message(info: encoder_pb2.ModelInfo) -> Model:
+    """A model that an encoder loaded."""
+    return Model(
+        fingerprint=info.fingerprint,
+        card_json=info.card_json,
+        dim=info.dim,
+        similarity=SIMILARITIES.get(info.similarity, Similarity.COSINE),
+        max_document_tokens=info.max_document_tokens,
+    )
+
+
+def key_to_message(ref: ShardRef) -> shard_pb2.ShardKey:
+    """A shard's identity on the wire."""
+    return shard_pb2.ShardKey(
+        collection=bytes.fromhex(ref.collection), generation=ref.generation, shard=ref.shard
+    )
+
+
+def key_from_message(key: shard_pb2.ShardKey) -> ShardRef:
+    """A shard's identity."""
+    return ShardRef(key.collection.hex(), key.generation, key.shard)
+
+
+def topology_to_message(
+    topology: Topology, settings: Mapping[str, common_pb2.CollectionSettings]
+) -> controller_pb2.Topology:
+    """A topology as routers get it.
+
+    Args:
+        topology: the map.
+        settings: of its collections, by name.
+    """
+    return controller_pb2.Topology(
+        version=topology.version,
+        encoders=map(_endpoint_to_message, topology.encoders),
+        servers=map(_endpoint_to_message, topology.servers),
+        routers=map(_endpoint_to_message, topology.routers),
+        collections=[
+            controller_pb2.CollectionPlacement(
+                settings=settings[collection.name],
+                generation=collection.generation,
+                shards=[
+                    controller_pb2.ShardPlacement(
+                        servers=shard.servers, documents=shard.documents, writer_epoch=shard.epoch
+                    )
+                    for shard in collection.shards
+                ],
+            )
+            for collection in topology.collections
+        ],
+    )
+
+
+def topology_from_message(message: controller_pb2.Topology) -> Topology:
+    """The map that was published last."""
+    return Topology(
+        version=message.version,
+        encoders=tuple(map(_endpoint_from_message, message.encoders)),
+        servers=tuple(map(_endpoint_from_message, message.servers)),
+        routers=tuple(map(_endpoint_from_message, message.routers)),
+        collections=tuple(
+            PlacedCollection(
+                collection.settings.name,
+                collection.settings.uuid.hex(),
+                collection.generation,
+                tuple(
+                    PlacedShard(tuple(shard.servers), shard.documents, shard.writer_epoch)
+                    for shard in collection.shards
+                ),
+            )
+            for collection in message.collections
+        ),
+    )
+
+
+def _endpoint_to_message(endpoint: Endpoint) -> controller_pb2.Endpoint:
+    return controller_pb2.Endpoint(
+        name=endpoint.name, address=endpoint.address, fingerprints=endpoint.fingerprints
+    )
+
+
+def _endpoint_from_message(message: controller_pb2.Endpoint) -> Endpoint:
+    return Endpoint(message.name, message.address, tuple(message.fingerprints))

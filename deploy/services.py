@@ -1,0 +1,62 @@
+"""The one place that knows which class serves a role, and with which settings.
+
+Services are imported by name when they start: a router's process must not pay
+for torch, nor an encoder's for FAISS.
+"""
+
+import importlib
+import os
+from collections.abc import Mapping
+from typing import Protocol, cast
+
+from deploy.core.state import Role
+from shoal import settings
+
+
+class Server(Protocol):
+    """What every service looks like from outside."""
+
+    async def start(self) -> str:
+        """Listens; returns host:port."""
+
+    async def stop(self, grace_s: float) -> None:
+        """Lets running calls end within grace_s, then ends."""
+
+    async def wait(self) -> None:
+        """Returns when it has stopped."""
+
+
+PREFIXES = {
+    Role.CONTROLLER: "SHOAL_CONTROLLER_",
+    Role.ENCODER: "SHOAL_ENCODER_",
+    Role.ROUTER: "SHOAL_ROUTER_",
+    Role.SERVER: "SHOAL_SHARD_",
+}
+"""Environment variables of each role's settings."""
+
+_CLASSES = {
+    Role.CONTROLLER: ("deploy", "controller", "Controller"),
+    Role.ENCODER: ("encoder_service", "server", "Encoder"),
+    Role.ROUTER: ("router", "server", "Router"),
+    Role.SERVER: ("shard_service", "server", "Shard"),
+}
+
+
+def build(role: Role, environment: Mapping[str, str] | None = None) -> Server:
+    """A role's server, with settings from the environment.
+
+    Raises:
+        ValueError: a variable names no setting, or has a wrong value.
+    """
+    package, module, prefix = _CLASSES[role]
+    settings_class = getattr(importlib.import_module(f"{package}.settings"), f"{prefix}Settings")
+    server_class = getattr(importlib.import_module(f"{package}.{module}"), f"{prefix}Server")
+    loaded = settings.load(
+        settings_class, PREFIXES[role], os.environ if environment is None else environment
+    )
+    return cast("Server", server_class(loaded))
+
+
+def own_environment() -> dict[str, str]:
+    """This process's `SHOAL_*` variables, to hand on to processes started elsewhere."""
+    return {name: value for name, value in os.environ.items() if name.startswith("SHOAL_")}
