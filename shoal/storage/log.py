@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from shoal.errors import DiskFull, InvalidRequest, LossMismatch, SupersededWriter
 from shoal.storage import files
 from shoal.storage.log_folder import EpochState, FilePart, LogFolder, LogReading, corrupt
-from shoal.storage.ports import Log, LogEntry
+from shoal.storage.ports import LogEntry
 from shoal.storage.records import (
     HEADER_BYTES,
     MARKER_BYTES,
@@ -64,7 +64,7 @@ class DirectoryLogs:
     def __init__(self, path: str) -> None:
         self._path = path
 
-    def open(self, shard: ShardRef, writer_epoch: int, accept_loss: str = "") -> Log:
+    def open(self, shard: ShardRef, writer_epoch: int, accept_loss: str = "") -> "DirectoryLog":
         """See `shoal.storage.ports.Logs`. Epochs begin at 1; the same epoch may be
         opened again once its writer has closed it or died.
 

@@ -45,10 +45,12 @@ class Log(Protocol):
         """
 
     def entries(self, after: int) -> Iterator[LogEntry]:
-        """Entries with sequence > after, ascending.
+        """Entries with sequence > after, ascending, up to the last one now; none is
+        left out but those that an operator gave up.
 
         Raises:
-            CorruptLog: acknowledged data is damaged; metadata "loss" names it.
+            CorruptLog: one cannot be read: it is damaged (metadata "loss" names it),
+                or was dropped with the prefix.
         """
 
     def drop_prefix(self, up_to: int) -> None:
@@ -59,6 +61,21 @@ class Log(Protocol):
 
     def close(self) -> None:
         """Writes the marker and lets the files go."""
+
+
+class LogReader(Protocol):
+    """A log as it was at one moment, read without writing."""
+
+    @property
+    def last_sequence(self) -> int:
+        """Sequence number of the newest readable entry; 0 when there is none."""
+
+    @property
+    def synced_sequence(self) -> int:
+        """Newest entry known durable: a follower of a live writer applies no further."""
+
+    def entries(self, after: int) -> Iterator[LogEntry]:
+        """As `Log.entries`."""
 
 
 class Logs(Protocol):
@@ -75,6 +92,14 @@ class Logs(Protocol):
                 that loss. Metadata: "loss", "first_lost", "last_lost".
             LossMismatch: accept_loss names another loss.
             SupersededWriter: a higher epoch exists.
+        """
+
+    def read(self, shard: ShardRef, accept_loss: str = "") -> LogReader:
+        """Reads a log and writes nothing: for followers, and where a disk is full
+        or read-only. A log that is not there is empty.
+
+        Raises:
+            CorruptLog, LossMismatch: as `open`; an acceptance is not recorded.
         """
 
     def drop(self, shard: ShardRef) -> None:
@@ -102,6 +127,9 @@ class Catalog(Protocol):
 
     def put(self, key: str, value: bytes, expected_version: int) -> int | None:
         """Publishes the value as expected_version + 1, durably.
+
+        A key that was deleted goes on with the next number never used, so use
+        what is returned.
 
         Returns:
             The new version, or None if somebody else published it first.

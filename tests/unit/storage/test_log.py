@@ -16,9 +16,10 @@ from shoal.errors import (
     NotSupported,
     SupersededWriter,
 )
-from shoal.storage import files, log
+from shoal.storage import files, log, ports
 from shoal.storage.directory import open_storage
 from shoal.storage.log import DirectoryLogs
+from shoal.storage.log_folder import LogFolder
 from shoal.storage.ports import Log
 from shoal.storage.records import HEADER_BYTES
 from shoal.types import ShardRef
@@ -53,7 +54,7 @@ def test_a_new_log_is_empty(logs: DirectoryLogs) -> None:
 
 
 def test_entries_are_numbered_without_gaps_across_writers(logs: DirectoryLogs) -> None:
-    expected = {}
+    expected: dict[int, bytes] = {}
     for epoch in range(1, 6):
         opened = logs.open(SHARD, epoch)
         assert opened.last_sequence == len(expected)
@@ -498,7 +499,7 @@ def test_a_reader_sees_no_loss_where_a_writer_is_quicker(
     """
     opened = logs.open(SHARD, 1)
     opened.append([b"one"])
-    folder_type = log.LogFolder
+    folder_type = LogFolder
     real = folder_type.load
     raced: list[bool] = []
 
@@ -542,3 +543,15 @@ def test_a_failed_fsync_ends_the_process_and_is_not_retried(
     assert len(calls) == 1
     assert "fsync" in caplog.text
     assert "the process ends" in caplog.text
+
+
+def test_the_adapters_are_what_the_ports_ask_for(tmp_path: Path) -> None:
+    """Checked by the type checker; at run time, that the names are there."""
+    storage = open_storage(str(tmp_path))
+    logs: ports.Logs = storage.logs
+    catalog: ports.Catalog = storage.catalog
+    blobs: ports.Blobs = storage.blobs
+    for port, adapter in ((ports.Logs, logs), (ports.Catalog, catalog), (ports.Blobs, blobs)):
+        names = [name for name in vars(port) if not name.startswith("_")]
+        assert names
+        assert all(hasattr(adapter, name) for name in names)
