@@ -95,7 +95,7 @@ class EncodeQueriesResponse(_message.Message):
     @_builtins.property
     def statuses(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Status]:
         """Per text; empty when every text succeeded. Reasons: EMPTY_TEXT,
-        TEXT_TOO_LONG, DEADLINE_EXCEEDED, OVERLOADED.
+        TEXT_TOO_LONG, LIMIT_EXCEEDED, DEADLINE_EXCEEDED, ENCODER_DRIFT.
         """
 
     @_builtins.property
@@ -239,12 +239,14 @@ class EncodeDocumentsResponse(_message.Message):
     @_builtins.property
     def statuses(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Status]:
         """Per document; empty when every document succeeded. Reasons: EMPTY_TEXT,
-        OVERLOADED, DEADLINE_EXCEEDED.
+        LIMIT_EXCEEDED, DEADLINE_EXCEEDED, ENCODER_DRIFT.
         """
 
     @_builtins.property
     def truncated(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bool]:
-        """Per document: some of its words were not encoded (chunking off)."""
+        """Per document: some of its words were not encoded (chunking off, or a title
+        that would leave a passage too little room for text).
+        """
 
     @_builtins.property
     def timings(self) -> Global___EncodeTimings:
@@ -420,6 +422,7 @@ class ModelInfo(_message.Message):
     GOLDEN_DRIFT_FIELD_NUMBER: _builtins.int
     MAX_DOCUMENT_TOKENS_FIELD_NUMBER: _builtins.int
     MAX_QUERY_TOKENS_FIELD_NUMBER: _builtins.int
+    GOLDEN_TEXTS_FIELD_NUMBER: _builtins.int
     fingerprint: _builtins.str
     """64 hex digits."""
     encoder: _builtins.str
@@ -437,11 +440,15 @@ class ModelInfo(_message.Message):
     measured at start; 0 means the same bits.
     """
     golden_drift: _builtins.float
-    """Largest cosine distance of the golden texts from the card, measured at start."""
+    """Largest cosine distance of the golden texts from the vectors that the model
+    promises for them, measured at start; 0 without any.
+    """
     max_document_tokens: _builtins.int
     """Tokens of a document's passage at most, special ones included."""
     max_query_tokens: _builtins.int
     """Tokens of a question at most, special ones included."""
+    golden_texts: _builtins.int
+    """Golden texts that were encoded again at start; 0: the model brings none."""
     def __init__(
         self,
         *,
@@ -455,10 +462,11 @@ class ModelInfo(_message.Message):
         golden_drift: _builtins.float = ...,
         max_document_tokens: _builtins.int = ...,
         max_query_tokens: _builtins.int = ...,
+        golden_texts: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_drift", b"batch_drift", "card_json", b"card_json", "dim", b"dim", "encoder", b"encoder", "fingerprint", b"fingerprint", "golden_drift", b"golden_drift", "max_document_tokens", b"max_document_tokens", "max_query_tokens", b"max_query_tokens", "precision", b"precision", "similarity", b"similarity"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_drift", b"batch_drift", "card_json", b"card_json", "dim", b"dim", "encoder", b"encoder", "fingerprint", b"fingerprint", "golden_drift", b"golden_drift", "golden_texts", b"golden_texts", "max_document_tokens", b"max_document_tokens", "max_query_tokens", b"max_query_tokens", "precision", b"precision", "similarity", b"similarity"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,120 @@
+"""Tokenising with the Rust `tokenizers`, which release the GIL for a batch."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer as RustTokenizer
+from tokenizers import normalizers
+
+from encoder_service.backends.port import TokenIds
+from shoal.errors import UnsupportedModel
+
+# Its own thread pool would take cores that the process was not given.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+_PIECE_CHARACTERS = 32_768
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """A text as the model reads it.
+
+    Attributes:
+        ids: int32[n], special ones included.
+        count: tokens of the whole text; above n if it was cut.
+    """
+
+    ids: TokenIds
+    count: int
+
+
+class Tokenizer:
+    """One model's tokenizer. Threads may share it.
+
+    Raises:
+        UnsupportedModel: the file is missing or of an unknown format.
+    """
+
+    def __init__(self, file: Path, lowercase: bool) -> None:
+        self._file = file
+        self._lowercase = lowercase
+        self._whole = self._load()
+        self._cutting: dict[int, RustTokenizer] = {}
+        self._prompts: dict[str, int] = {}
+
+    def _load(self) -> RustTokenizer:
+        try:
+            rust = RustTokenizer.from_file(str(self._file))
+        except Exception as error:  # the library raises bare Exception
+            raise UnsupportedModel(
+                f"{self._file.name} cannot be read ({error}); save the model with a fast tokenizer"
+            ) from error
+        rust.no_truncation()
+        rust.no_padding()
+        if self._lowercase:
+            before = [normalizers.Lowercase()]
+            own = [rust.normalizer] if rust.normalizer is not None else []
+            rust.normalizer = normalizers.Sequence(before + own)
+        return rust
+
+    def prepare_cut(self, max_tokens: int) -> None:
+        """Makes cutting at `max_tokens` possible; called before threads share this."""
+        if max_tokens not in self._cutting:
+            rust = self._load()
+            rust.enable_truncation(max_tokens)
+            self._cutting[max_tokens] = rust
+
+    def count_of_prompt(self, prompt: str) -> int:
+        """Tokens of a card's prompt alone, special ones included."""
+        if prompt not in self._prompts:
+            self._prompts[prompt] = len(self.encode([prompt])[0])
+        return self._prompts[prompt]
+
+    def encode(self, texts: Sequence[str]) -> list[TokenIds]:
+        """Token ids of each text, special ones included, uncut."""
+        encodings = self._whole.encode_batch_fast(list(texts))
+        return [np.array(encoding.ids, np.int32) for encoding in encodings]
+
+    def encode_cut(self, text: str, max_tokens: int) -> tuple[Tokens, int]:
+        """A text's tokens, at most `max_tokens` of them.
+
+        Args:
+            text: the templated text.
+            max_tokens: a length given to `prepare_cut`.
+
+        Returns:
+            The tokens, and one past the last character that they cover.
+        """
+        (whole,) = self.encode([text])
+        if len(whole) <= max_tokens:
+            return Tokens(whole, len(whole)), len(text)
+        cut = self._cutting[max_tokens].encode_batch([text])[0]
+        end = max(end for _, end in cut.offsets)
+        return Tokens(np.array(cut.ids, np.int32), len(whole)), end
+
+    def offsets(self, text: str) -> NDArray[np.int64]:
+        """The character at which each token of the text begins, without special ones.
+
+        Long texts are tokenised in pieces cut at white space, so that no call
+        holds the GIL for long.
+        """
+        starts: list[NDArray[np.int64]] = []
+        begin = 0
+        while begin < len(text):
+            end = _piece_end(text, begin)
+            piece = self._whole.encode_batch([text[begin:end]], add_special_tokens=False)[0]
+            starts.append(np.array([start for start, _ in piece.offsets], np.int64) + begin)
+            begin = end
+        return np.concatenate(starts) if starts else np.zeros(0, np.int64)
+
+
+def _piece_end(text: str, begin: int) -> int:
+    end = begin + _PIECE_CHARACTERS
+    if end >= len(text):
+        return len(text)
+    at = max(text.rfind(" ", begin + 1, end), text.rfind("\n", begin + 1, end))
+    return at if at > begin else end
