@@ -67,7 +67,7 @@ def _parts(given: GivenDocument) -> tuple[dict[str, Any], bytes]:
         parts = {name: getattr(given, name, None) for name in _NAMES}
         if parts["id"] is None:
             parts["id"] = getattr(given, "_id", None)
-        if all(value is None for value in parts.values()):
+        if parts["id"] is None:
             raise InvalidRequest(
                 f"{type(given).__name__} is no document; give a dict or an object with an id",
                 field="document",

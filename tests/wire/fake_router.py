@@ -56,7 +56,7 @@ class FakeRouter(router_pb2_grpc.SearchServiceServicer, router_pb2_grpc.AdminSer
         self.errors: dict[str, list[ShoalError]] = {}
         self.missing: list[common_pb2.MissingShard] = []
         self.break_after: list[int] = []
-        self.drop_acknowledgements = False
+        self.end_after: list[int] = []
         self.silent = False
         self.refuse: Callable[[router_pb2.IngestDocument], ShoalError | None] = lambda _: None
         self.loss = "records 7 to 9"
@@ -222,6 +222,7 @@ class FakeRouter(router_pb2_grpc.SearchServiceServicer, router_pb2_grpc.AdminSer
         yield router_pb2.IngestResponse(started=self.window)
         seen: set[str] = set()
         limit = self.break_after.pop(0) if self.break_after else None
+        last = self.end_after.pop(0) if self.end_after else None
         for request in requests:
             assert request.WhichOneof("message") == "documents"
             stream.messages.append(request.documents)
@@ -237,6 +238,8 @@ class FakeRouter(router_pb2_grpc.SearchServiceServicer, router_pb2_grpc.AdminSer
                     acknowledgements=reversed(acknowledgements), position=b"ingested"
                 )
             )
+            if last is not None and len(seen) >= last:
+                return
         stream.ended_by_client = True
 
     # --- within --------------------------------------------------------------------

@@ -142,6 +142,7 @@ def test_missing_parts_are_empty() -> None:
         ({"id": "a", "what": object()}, InvalidPayload),
         ({"id": "a", "what": "\ud800"}, InvalidPayload),
         (17, InvalidRequest),
+        ("words", InvalidRequest),
         (None, InvalidRequest),
     ],
 )
