@@ -137,7 +137,8 @@ def encode_alone(model: Model, side: str, text: str) -> Float32Matrix:
         ids = prepare_query(model.card, model.tokenizer, text, may_cut=True).ids
     else:
         ids = prepare_document(model.card, model.tokenizer, "", text, (0, 0)).ids[0]
-    return _encode(model, [ids])[0]
+    vector: Float32Matrix = _encode(model, [ids])[0]
+    return vector
 
 
 def golden_json(model: Model, texts: list[tuple[str, str]]) -> str:

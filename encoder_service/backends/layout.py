@@ -232,9 +232,9 @@ def _licence(folder: Path) -> str:
 
 
 def _overrides(folder: Path, max_tokens: int, dim: int) -> dict[str, Any]:
-    given = _read_json(folder / "shoal_card.json", optional=True)
+    given: dict[str, Any] = _read_json(folder / "shoal_card.json", optional=True)
     for name, value in given.items():
-        if name not in _OVERRIDABLE or type(value) is not _OVERRIDABLE[name]:
+        if type(value) is not _OVERRIDABLE.get(name):
             raise UnsupportedModel(
                 f"shoal_card.json sets {name!r} to {value!r}; it may set "
                 + ", ".join(f"{known} ({kind.__name__})" for known, kind in _OVERRIDABLE.items())
