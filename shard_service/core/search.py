@@ -245,7 +245,7 @@ class _Batch:
     def _enough(
         self, number: int, source: Source, kth: Float64Vector, best: Indices
     ) -> NDArray[np.bool_]:
-        complete = self._complete[number]
+        complete: NDArray[np.bool_] = self._complete[number]
         if complete.all():
             return complete
         if source.engine.exact:
@@ -258,7 +258,8 @@ class _Batch:
             return guard.enough_exact(self._last[number], complete, error, kth)
         mine = best[self._pool.source[best] == number]
         held = np.bincount(self._pool.query[mine], minlength=len(kth))
-        enough: NDArray[np.bool_] = held >= np.minimum(self._top_k, source.live.live_documents)
+        wanted = np.minimum(self._top_k, source.live.live_documents)
+        enough: NDArray[np.bool_] = complete | (held >= wanted)
         return enough
 
     def _widen(self, number: int, source: Source, query: int) -> None:
