@@ -1,18 +1,19 @@
 """Get and Delete: documents by id, from every shard that owns one, or an error."""
 
-import asyncio
-from collections.abc import Coroutine, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
 
 from google.protobuf.message import Message
 
+from router import metrics
+from router.core.admission import Admission
 from router.core.position import encode_position
 from router.core.topology import CollectionMap
 from router.lanes import shard_key
 from router.requests import RequestChecker, find_collection
 from router.shards import ShardCall, ShardCalls
+from router.tasks import all_of
 from router.topology import TopologyFollower
-from shoal.errors import LimitExceeded, ShoalError
+from shoal.errors import LimitExceeded
 from shoal.ids import check_id, shard_of
 from shoal.rpc.router.v1 import router_pb2
 from shoal.rpc.shard.v1 import shard_pb2
@@ -20,8 +21,6 @@ from shoal.wire.arrays import check_limit
 from shoal.wire.server import Context
 
 _ALL_FIELDS = (shard_pb2.FIELD_TITLE, shard_pb2.FIELD_TEXT, shard_pb2.FIELD_PAYLOAD)
-
-Result = TypeVar("Result")
 
 
 class DocumentHandlers:
@@ -31,17 +30,29 @@ class DocumentHandlers:
         follower: the topology.
         checker: of requests.
         shards: calls to owners.
+        admission: of calls.
     """
 
     def __init__(
-        self, follower: TopologyFollower, checker: RequestChecker, shards: ShardCalls
+        self,
+        follower: TopologyFollower,
+        checker: RequestChecker,
+        shards: ShardCalls,
+        admission: Admission,
     ) -> None:
+        self._admission = admission
         self._follower = follower
         self._checker = checker
         self._shards = shards
 
     async def get(self, request: router_pb2.GetRequest, context: Context) -> router_pb2.GetResponse:
         """Handles `SearchService.Get`; never partial."""
+        with metrics.counted("get"), self._admission.enter():
+            return await self._get(request, context)
+
+    async def _get(
+        self, request: router_pb2.GetRequest, context: Context
+    ) -> router_pb2.GetResponse:
         clock = self._checker.clock(context)
         request_id = self._checker.request_id(request.request_id)
         collection = find_collection(self._follower.current, request.collection)
@@ -51,7 +62,7 @@ class DocumentHandlers:
             ids = [request.ids[place] for place in places]
             return await self._fetch(collection, shard, ids, request_id, clock.deadline_ns)
 
-        fetched = await _all(*(fetch(shard, places) for shard, places in owned.items()))
+        fetched = await all_of(fetch(shard, places) for shard, places in owned.items())
         results: list[router_pb2.GetResult] = [router_pb2.GetResult()] * len(request.ids)
         for places, documents in zip(owned.values(), fetched, strict=True):
             for place, each in zip(places, documents, strict=True):
@@ -65,6 +76,12 @@ class DocumentHandlers:
         self, request: router_pb2.DeleteRequest, context: Context
     ) -> router_pb2.DeleteResponse:
         """Handles `SearchService.Delete`; never partial (deleting again is harmless)."""
+        with metrics.counted("delete"), self._admission.enter():
+            return await self._delete(request, context)
+
+    async def _delete(
+        self, request: router_pb2.DeleteRequest, context: Context
+    ) -> router_pb2.DeleteResponse:
         clock = self._checker.clock(context)
         request_id = self._checker.request_id(request.request_id)
         collection = find_collection(self._follower.current, request.collection)
@@ -83,7 +100,7 @@ class DocumentHandlers:
             )
             for shard, places in owned.items()
         ]
-        responses = await _all(*(self._shards.call(call, clock.deadline_ns) for call in calls))
+        responses = await all_of(self._shards.call(call, clock.deadline_ns) for call in calls)
         found = [False] * len(request.ids)
         positions = [0] * collection.shard_count
         for (shard, places), response in zip(owned.items(), responses, strict=True):
@@ -129,18 +146,3 @@ class DocumentHandlers:
         check_limit(
             "max_message_bytes", response.ByteSize(), self._checker.limits.max_message_bytes
         )
-
-
-async def _all(*calls: Coroutine[Any, Any, Result]) -> list[Result]:
-    """Every result, or the first failure, after which nothing goes on."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(call) for call in calls]
-    except* ShoalError as errors:
-        raise _first(errors) from None
-    return [task.result() for task in tasks]
-
-
-def _first(errors: BaseExceptionGroup[ShoalError]) -> ShoalError:
-    error = errors.exceptions[0]
-    return _first(error) if isinstance(error, BaseExceptionGroup) else error

@@ -1,6 +1,11 @@
 """The router's Prometheus metrics. Label sets are bounded."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from prometheus_client import Counter, Gauge, Histogram
+
+from shoal.errors import ShoalError
 
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -21,3 +26,13 @@ superseded = Counter("shoal_router_superseded_hits_total", "Hits whose document 
 documents = Counter("shoal_router_ingested_documents_total", "Documents answered", ["outcome"])
 open_queries = Gauge("shoal_router_open_queries", "Questions under way")
 topology_version = Gauge("shoal_router_topology_version", "Version of the topology followed")
+
+
+@contextmanager
+def counted(call: str) -> Iterator[None]:
+    """Counts the typed error that ends a block, if one does."""
+    try:
+        yield
+    except ShoalError as error:
+        refusals.labels(call, error.reason).inc()
+        raise

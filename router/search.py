@@ -4,10 +4,12 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
 from router import metrics
+from router.core.admission import Admission
 from router.core.coverage import coverage_of, shortfall
 from router.core.topology import CollectionMap, TopologyMap
 from router.encoding import Encoded, QueryEncoder
@@ -29,7 +31,6 @@ from shoal.errors import (
     InvalidRequest,
     LimitExceeded,
     MalformedMessage,
-    Overloaded,
     ShoalError,
     StaleTopology,
 )
@@ -39,6 +40,8 @@ from shoal.types import Coverage
 from shoal.wire.arrays import check_limit
 from shoal.wire.errors import to_status
 from shoal.wire.server import Context
+
+Request = TypeVar("Request", bound=Message)
 
 _STAGES = {
     stage: metrics.stage_seconds.labels(stage)
@@ -85,57 +88,25 @@ class SearchHandlers:
         self._encoder = encoder
         self._fetcher = fetcher
         self._lane = lane
-        self._open = 0
-        self._open_max = settings.open_queries
+        self._admission = Admission("open_queries", settings.open_queries, retry_after_s=0.1)
+        metrics.open_queries.set_function(lambda: self._admission.under_way)
         self._reserve_ns = settings.fetch_reserve_ms * 1_000_000
 
     async def search(self, data: bytes, context: Context) -> bytes:
         """Handles `SearchService.Search`, bytes in and bytes out."""
-        try:
-            request = router_pb2.SearchRequest.FromString(data)
-            self._enter(1)
-        except DecodeError as error:
-            raise _counted("search", _malformed(router_pb2.SearchRequest)) from error
-        except ShoalError as error:
-            raise _counted("search", error) from None
-        try:
-            return await self._search(request, self._checker.clock(context))
-        except ShoalError as error:
-            raise _counted("search", error) from None
-        finally:
-            self._leave(1)
+        with metrics.counted("search"):
+            request = _parse(router_pb2.SearchRequest, data)
+            with self._admission.enter():
+                return await self._search(request, self._checker.clock(context))
 
     async def search_batch(self, data: bytes, context: Context) -> bytes:
         """Handles `SearchService.SearchBatch`, bytes in and bytes out."""
-        entered = 0
-        try:
-            request = router_pb2.SearchBatchRequest.FromString(data)
-            count = len(request.texts) or request.vectors.rows
+        with metrics.counted("search_batch"):
+            request = _parse(router_pb2.SearchBatchRequest, data)
+            count = max(len(request.texts), request.vectors.rows)
             check_limit("max_batch", count, self._checker.limits.max_batch)
-            self._enter(count)
-            entered = count
-            return await self._search_batch(request, self._checker.clock(context))
-        except DecodeError as error:
-            raise _counted("search_batch", _malformed(router_pb2.SearchBatchRequest)) from error
-        except ShoalError as error:
-            raise _counted("search_batch", error) from None
-        finally:
-            self._leave(entered)
-
-    def _enter(self, questions: int) -> None:
-        if self._open and self._open + questions > self._open_max:
-            raise Overloaded(
-                f"{self._open} questions are under way, open_queries = {self._open_max}",
-                retry_after_s=0.1,
-                limit="open_queries",
-                allowed=self._open_max,
-            )
-        self._open += questions
-        metrics.open_queries.set(self._open)
-
-    def _leave(self, questions: int) -> None:
-        self._open -= questions
-        metrics.open_queries.set(self._open)
+            with self._admission.enter(count):
+                return await self._search_batch(request, self._checker.clock(context))
 
     # --- one question -----------------------------------------------------
 
@@ -303,13 +274,13 @@ class SearchHandlers:
         return reply
 
 
-def _counted(call: str, error: ShoalError) -> ShoalError:
-    metrics.refusals.labels(call, error.reason).inc()
-    return error
-
-
-def _malformed(kind: type) -> MalformedMessage:
-    return MalformedMessage(f"the bytes are no {kind.__name__} (protobuf, text in UTF-8)")
+def _parse(kind: type[Request], data: bytes) -> Request:
+    try:
+        return kind.FromString(data)
+    except DecodeError as error:
+        raise MalformedMessage(
+            f"the bytes are no {kind.DESCRIPTOR.full_name} (protobuf, text in UTF-8)"
+        ) from error
 
 
 def _batch_answer(reply: _Reply | ShoalError) -> bytes:

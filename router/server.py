@@ -2,16 +2,17 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
-
-from google.protobuf.message import Message
 
 from router import metrics
+from router.admin import AdminService
+from router.core.admission import Admission
 from router.core.cache import QueryCache
 from router.core.topology import CollectionMap, TopologyMap
+from router.document_encoder import DocumentEncoder
 from router.documents import DocumentHandlers
 from router.encoding import QueryEncoder
 from router.fetching import Fetcher
+from router.ingest import IngestHandler
 from router.lanes import Lane
 from router.peers import Peers
 from router.requests import RequestChecker
@@ -19,7 +20,6 @@ from router.search import SearchHandlers
 from router.settings import RouterSettings
 from router.shards import ShardCalls
 from router.topology import TopologyFollower
-from shoal.errors import NotSupported
 from shoal.rpc.router.v1 import router_pb2
 from shoal.settings import Limits, load
 from shoal.storage.directory import open_storage
@@ -88,12 +88,18 @@ class RouterServer:
             lane=self._lane,
             settings=self._settings,
         )
+        admission = Admission("open_calls", self._settings.open_calls, retry_after_s=0.1)
+        documents = DocumentHandlers(self._follower, checker, calls, admission)
+        encoder = DocumentEncoder(self._follower, self._peers)
+        ingest = IngestHandler(self._follower, checker, calls, encoder, self._settings)
+        admin = AdminService(self._follower, self._peers, calls, checker, self._settings)
         services = router_pb2.DESCRIPTOR.services_by_name
         self._grpc.add(
             services["SearchService"],
-            SearchService(DocumentHandlers(self._follower, checker, calls)),
+            SearchService(documents, ingest),
             raw={"Search": search.search, "SearchBatch": search.search_batch},
         )
+        self._grpc.add(services["AdminService"], admin)
 
     async def stop(self, grace_s: float) -> None:
         """Refuses new calls, lets running ones end within grace_s, lets go of everything."""
@@ -134,11 +140,7 @@ class RouterServer:
 class SearchService:
     """The SearchService's calls that take and give messages, by their RPCs' names."""
 
-    def __init__(self, documents: DocumentHandlers) -> None:
+    def __init__(self, documents: DocumentHandlers, ingest: IngestHandler) -> None:
         self.Get = documents.get
         self.Delete = documents.delete
-
-    async def Ingest(self, requests: object, context: object) -> AsyncIterator[Message]:
-        """Handles `SearchService.Ingest`."""
-        raise NotSupported("not yet")
-        yield
+        self.Ingest = ingest.ingest

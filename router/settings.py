@@ -18,7 +18,8 @@ class RouterSettings:
         metrics_port: Prometheus; 0 takes a free one, -1 serves none.
         cache_entries: encoded questions held; 0 holds none.
         open_queries: questions under way; more are refused as OVERLOADED.
-        open_batches: ingest, get, delete and admin calls under way.
+        open_calls: gets and deletes under way.
+        ingest_streams: ingest streams open at a time.
         default_deadline_ms: for callers that give no deadline.
         margin_ms: a reply leaves this long before its caller's deadline, at most.
         fetch_reserve_ms: time kept for fetching documents, at most.
@@ -54,16 +55,17 @@ class RouterSettings:
     metrics_port: int = -1
     cache_entries: int = 10_000
     open_queries: int = 8_192
-    open_batches: int = 256
+    open_calls: int = 256
+    ingest_streams: int = 64
     default_deadline_ms: int = 10_000
     margin_ms: int = 20
     fetch_reserve_ms: int = 200
     hold_ms: float = 3.0
-    hold_from: int = 8
+    hold_from: int = 4
     hold_share: float = 0.5
     round_queries: int = 256
     round_bytes: int = 8 << 20
-    busy_messages: int = 4
+    busy_messages: int = 1
     straggler_wait_ms: float = 10.0
     shard_messages: int = 32
     shard_queries: int = 4_096

@@ -14,7 +14,6 @@ import grpc
 
 from router.core.topology import CollectionMap, TopologyMap, newer
 from router.peers import Peers
-from shoal.errors import ControllerUnavailable
 from shoal.rpc.common.v1 import common_pb2
 from shoal.rpc.controller.v1 import controller_pb2
 from shoal.storage.ports import Catalog
@@ -119,14 +118,9 @@ class TopologyFollower:
         """Every process that may be called, the controller included."""
         return {*self.current.addresses.values(), self._controller}
 
-    def controller_address(self) -> str:
-        """Where the controller was last.
-
-        Raises:
-            ControllerUnavailable: no controller is known.
-        """
-        if not self._controller:
-            raise ControllerUnavailable("the catalog names no controller yet")
+    @property
+    def known_controller(self) -> str:
+        """Where the controller was last; empty if the catalog names none."""
         return self._controller
 
     async def refresh(self) -> None:

@@ -46,7 +46,7 @@ class FanOutOptions:
     pacing: Pacing = field(default_factory=Pacing)
     round_queries: int = 256
     round_cost: int = 8 << 20
-    busy_messages: int = 4
+    busy_messages: int = 1
     straggler_wait_ns: int = 10_000_000
     shard_messages: int = 32
     shard_queries: int = 2_048

@@ -21,7 +21,7 @@ class Pacing:
     """
 
     hold_ns: int = 3_000_000
-    hold_from: int = 8
+    hold_from: int = 4
     hold_share: float = 0.5
     window_ns: int = 50_000_000
 

@@ -1,0 +1,160 @@
+"""Documents to passages and vectors, by whichever encoder has least to do."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from router.core.topology import CollectionMap
+from router.lanes import refusals
+from router.peers import Peers, invoke
+from router.topology import TopologyFollower
+from shoal.errors import (
+    Cancelled,
+    ClusterUnreachable,
+    EncoderUnavailable,
+    FingerprintMismatch,
+    InternalError,
+    LimitExceeded,
+    ShoalError,
+)
+from shoal.rpc.common.v1 import common_pb2
+from shoal.rpc.encoder.v1 import encoder_pb2
+from shoal.wire.arrays import vectors_from_message
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedDocument:
+    """A document's passages.
+
+    Attributes:
+        vectors: [passages, dim] float32.
+        starts: per passage, its first character in the text.
+        ends: per passage, one past its last character.
+        truncated: some of its words were not encoded.
+    """
+
+    vectors: NDArray[np.float32]
+    starts: Sequence[int]
+    ends: Sequence[int]
+    truncated: bool
+
+
+class DocumentEncoder:
+    """Encodes documents.
+
+    Args:
+        follower: the topology.
+        peers: channels.
+    """
+
+    def __init__(self, follower: TopologyFollower, peers: Peers) -> None:
+        self._follower = follower
+        self._peers = peers
+        self._outstanding: dict[str, int] = {}
+
+    async def encode(
+        self,
+        collection: CollectionMap,
+        documents: Sequence[common_pb2.Document],
+        request_id: str,
+        timeout_s: float,
+    ) -> list[EncodedDocument | ShoalError]:
+        """Encodes; per document, its passages or why it cannot be encoded, ever.
+
+        Raises:
+            ShoalError: it may be possible later.
+        """
+        deadline_s = time.monotonic() + timeout_s
+        try:
+            return await self._encode(collection, documents, request_id, timeout_s)
+        except LimitExceeded as error:
+            # The message, or its reply, is too large: in halves it may not be.
+            if len(documents) == 1:
+                return [error]
+        half = len(documents) // 2
+        first = await self.encode(
+            collection, documents[:half], request_id, deadline_s - time.monotonic()
+        )
+        return first + await self.encode(
+            collection, documents[half:], request_id, deadline_s - time.monotonic()
+        )
+
+    async def _encode(
+        self,
+        collection: CollectionMap,
+        documents: Sequence[common_pb2.Document],
+        request_id: str,
+        timeout_s: float,
+    ) -> list[EncodedDocument | ShoalError]:
+        request = encoder_pb2.EncodeDocumentsRequest(
+            request_id=request_id,
+            fingerprint=collection.fingerprint,
+            documents=[
+                encoder_pb2.DocumentText(title=each.title, text=each.text) for each in documents
+            ],
+            chunk_tokens=collection.chunk_tokens,
+            chunk_overlap=collection.chunk_overlap,
+            dim=collection.encoder_dim,
+        )
+        name = self._choose(collection.fingerprint)
+        address = self._follower.current.addresses.get(name, "")
+        self._outstanding[name] = self._outstanding.get(name, 0) + 1
+        try:
+            encoder = self._peers.encoder(address)
+            response = await invoke(encoder.EncodeDocuments, request, timeout_s)
+        except (ClusterUnreachable, Cancelled, FingerprintMismatch) as error:
+            raise EncoderUnavailable(f"{name} does not encode: {error}") from error
+        finally:
+            self._outstanding[name] -= 1
+        return _parse(collection, response, len(documents))
+
+    def _choose(self, fingerprint: str) -> str:
+        names = self._follower.current.encoders.get(fingerprint, ())
+        if not names:
+            raise EncoderUnavailable("no encoder worker with the collection's model serves")
+        return min(names, key=lambda name: self._outstanding.get(name, 0))
+
+
+def _parse(
+    collection: CollectionMap, response: encoder_pb2.EncodeDocumentsResponse, documents: int
+) -> list[EncodedDocument | ShoalError]:
+    if response.fingerprint != collection.fingerprint:
+        raise EncoderUnavailable("an encoder answered for another model")
+    counts = list(response.passage_counts)
+    passages = sum(counts)
+    fits = (
+        len(counts) == documents
+        and response.vectors.rows == passages
+        and len(response.span_starts) == len(response.span_ends) == passages
+        and len(response.truncated) == documents
+    )
+    if not fits:
+        raise InternalError("an encoder's reply does not fit its request")
+    vectors = (
+        vectors_from_message(response.vectors, collection.dim)
+        if passages
+        else np.empty((0, collection.dim), np.float32)
+    )
+    failures = refusals(response.statuses)
+    for error in failures.values():
+        if not error.caller_fault:
+            raise error
+    results: list[EncodedDocument | ShoalError] = []
+    at = 0
+    for place, count in enumerate(counts):
+        rows = slice(at, at + count)
+        at += count
+        results.append(
+            failures[place]
+            if place in failures
+            else EncodedDocument(
+                vectors[rows],
+                response.span_starts[rows],
+                response.span_ends[rows],
+                response.truncated[place],
+            )
+        )
+    return results
