@@ -22,7 +22,7 @@ KILLS = 12
 _COMMON = """
 import hashlib, logging, sys
 from shoal.errors import DiskFull
-from shoal.storage import files, log
+from shoal.storage import log_writer
 from shoal.storage.directory import open_storage
 from shoal.types import ShardRef
 
@@ -36,7 +36,7 @@ opened = open_storage(data).logs.open(ShardRef("0123456789abcdef" * 2, 1, 0), ep
 """
 
 _WRITER = """
-log.FILE_BYTES = log.STEP_BYTES = 256 << 10
+log_writer.FILE_BYTES = log_writer.STEP_BYTES = 256 << 10
 while True:
     first = opened.last_sequence + 1
     last = opened.append([payload(n) for n in range(first, first + 1 + first % 5)])
@@ -152,7 +152,7 @@ def test_a_file_size_limit_refuses_writes_and_reads_go_on(tmp_path: Path, start:
     writer = start(
         """
         import resource
-        log.STEP_BYTES = 4096
+        log_writer.STEP_BYTES = 4096
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
         refused = 0
         while refused < 3:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from crc32c import crc32c
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.errors import CorruptSegment, DiskFull, InvalidRequest
@@ -160,6 +160,7 @@ def test_a_manifest_cannot_lead_out_of_its_segment(blobs: DirectoryBlobs, tmp_pa
             verify(blobs.path("segment"), [FileEntry(name, 9, 0xE3069283)])
 
 
+@settings(max_examples=30)
 @given(
     st.from_regex(
         r"[a-zA-Z0-9_-][a-zA-Z0-9_.-]{0,9}(/[a-zA-Z0-9_-][a-z.A-Z]{0,5}){0,3}", fullmatch=True

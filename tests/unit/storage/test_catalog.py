@@ -244,4 +244,4 @@ class CatalogMachine(RuleBasedStateMachine):
 
 
 TestCatalogMachine = CatalogMachine.TestCase
-TestCatalogMachine.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
+TestCatalogMachine.settings = settings(max_examples=12, stateful_step_count=25, deadline=None)

@@ -15,7 +15,7 @@ from hypothesis.stateful import (
 )
 
 from shoal.errors import SupersededWriter
-from shoal.storage import files, log
+from shoal.storage import files, log_writer
 from shoal.storage.directory import open_storage
 from shoal.storage.ports import Log
 from tests.unit.storage.damage import SHARD, crash
@@ -43,7 +43,8 @@ class Interruptions:
             self._countdown -= 1
             if self._countdown == -1:
                 self._action()
-            return real(*args, **named)
+            # Nobody loses power here, so the disk need not be waited for.
+            return None if name.startswith("fsync") else real(*args, **named)
 
         return step
 
@@ -65,7 +66,7 @@ class FencingMachine(RuleBasedStateMachine):
         self.epoch = 0
         self.kept: dict[int, bytes] = {}
         self.counter = 0
-        self.file_bytes, log.FILE_BYTES = log.FILE_BYTES, 400
+        self.file_bytes, log_writer.FILE_BYTES = log_writer.FILE_BYTES, 400
         self.interruptions = Interruptions()
 
     def _open(self) -> Log | None:
@@ -170,7 +171,7 @@ class FencingMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         self.interruptions.restore()
         self._open()
-        log.FILE_BYTES = self.file_bytes
+        log_writer.FILE_BYTES = self.file_bytes
         for _, opened in self.writers:
             opened.close()
         files.remove_folder(self.folder)
@@ -184,9 +185,9 @@ def run(max_examples: int) -> None:
 
 
 def test_writers_that_overtake_each_other() -> None:
-    run(8)
+    run(5)
 
 
 @pytest.mark.slow
 def test_writers_that_overtake_each_other_many_times() -> None:
-    run(60)
+    run(50)

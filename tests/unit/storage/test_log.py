@@ -16,7 +16,7 @@ from shoal.errors import (
     NotSupported,
     SupersededWriter,
 )
-from shoal.storage import files, log, ports
+from shoal.storage import files, log_writer, ports
 from shoal.storage.directory import open_storage
 from shoal.storage.log import DirectoryLogs
 from shoal.storage.log_folder import LogFolder
@@ -24,6 +24,13 @@ from shoal.storage.ports import Log
 from shoal.storage.records import HEADER_BYTES
 from shoal.types import ShardRef
 from tests.unit.storage.damage import SHARD, crash, flip, log_files, log_folder
+
+
+@pytest.fixture
+def no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the exhaustive tests of what is read back: durability is not their subject."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    monkeypatch.setattr(os, "fdatasync", lambda _: None)
 
 
 @pytest.fixture
@@ -81,7 +88,7 @@ def test_one_fsync_for_each_append(logs: DirectoryLogs, monkeypatch: pytest.Monk
 def test_files_roll_and_a_prefix_is_dropped(
     logs: DirectoryLogs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(log, "FILE_BYTES", 1000)
+    monkeypatch.setattr(log_writer, "FILE_BYTES", 1000)
     opened = logs.open(SHARD, 1)
     for number in range(1, 31):
         assert opened.append([b"%03d" % number * 50]) == number
@@ -114,7 +121,7 @@ def test_files_roll_and_a_prefix_is_dropped(
 def test_a_batch_larger_than_a_file_has_one_of_its_own(
     logs: DirectoryLogs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(log, "FILE_BYTES", 1000)
+    monkeypatch.setattr(log_writer, "FILE_BYTES", 1000)
     opened = logs.open(SHARD, 1)
     payloads = [b"a" * 5000, b"b", b"c" * 5000]
     for payload in payloads:
@@ -123,6 +130,7 @@ def test_a_batch_larger_than_a_file_has_one_of_its_own(
     assert list(contents(logs.open(SHARD, 2)).values()) == payloads
 
 
+@pytest.mark.usefixtures("no_fsync")
 @pytest.mark.parametrize("epoch", [1, 2])
 def test_every_cut_of_the_last_record_keeps_the_acknowledged_prefix(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, epoch: int
@@ -161,6 +169,7 @@ def test_every_cut_of_the_last_record_keeps_the_acknowledged_prefix(
         assert len(final) == (4 if whole else 3)
 
 
+@pytest.mark.usefixtures("no_fsync")
 def test_every_flipped_byte_gives_the_same_entries_or_a_named_loss(tmp_path: Path) -> None:
     logs = open_storage(str(tmp_path)).logs
     write(logs, [[b"one", b"two"], [b"three" * 3]], epoch=1)
@@ -170,12 +179,12 @@ def test_every_flipped_byte_gives_the_same_entries_or_a_named_loss(tmp_path: Pat
     losses = 0
     for path in log_files(tmp_path):
         for offset in range(path.stat().st_size):
-            for mask in (0x01, 0xFF):
-                flip(path, offset, mask)
-                losses += lost_or_whole(logs, whole)
-                flip(path, offset, mask)
+            mask = 1 << offset % 8
+            flip(path, offset, mask)
+            losses += lost_or_whole(logs, whole)
+            flip(path, offset, mask)
     assert contents(logs.read(SHARD)) == whole
-    assert losses > 500
+    assert losses > 250
 
 
 def lost_or_whole(logs: DirectoryLogs, whole: dict[int, bytes]) -> bool:
@@ -245,7 +254,7 @@ def test_a_second_loss_needs_its_own_acceptance(logs: DirectoryLogs, tmp_path: P
 def test_a_file_that_is_gone_is_a_loss(
     logs: DirectoryLogs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(log, "FILE_BYTES", 200)
+    monkeypatch.setattr(log_writer, "FILE_BYTES", 200)
     write(logs, [[b"%d" % number] for number in range(9)])
     paths = log_files(tmp_path)
     paths[1].unlink()
@@ -310,7 +319,7 @@ def test_a_header_torn_by_a_crash_is_written_anew(logs: DirectoryLogs, tmp_path:
 def test_a_full_disk_refuses_the_write_and_the_log_goes_on(
     logs: DirectoryLogs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(log, "STEP_BYTES", 4096)
+    monkeypatch.setattr(log_writer, "STEP_BYTES", 4096)
     opened = logs.open(SHARD, 1)
     with monkeypatch.context() as full:
         full.setattr(os, "posix_fallocate", no_room)
@@ -340,7 +349,7 @@ def test_the_last_bytes_of_a_disk_are_used(
     real = os.posix_fallocate
 
     def little_room(descriptor: int, offset: int, length: int) -> None:
-        if length >= log.STEP_BYTES:
+        if length >= log_writer.STEP_BYTES:
             no_room(descriptor, offset, length)
         real(descriptor, offset, length)
 
