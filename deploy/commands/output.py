@@ -148,7 +148,8 @@ def show_answer(answer: Answer, question: str) -> None:
         title.append(f" [{printable(hit.id)}]" if hit.title else printable(hit.id), "dim")
         rows.add_row(str(rank), f"{hit.score:.4f}", title, snippet, str(hit.shard))
     show(rows if answer.hits else Text("no hits"))
-    show(Text(f"{coverage_line(answer.coverage)}\n{timings_line(answer)}"))
+    typer.echo(coverage_line(answer.coverage))
+    typer.echo(timings_line(answer))
 
 
 def coverage_line(coverage: Coverage) -> str:
