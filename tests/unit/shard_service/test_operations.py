@@ -117,9 +117,8 @@ class Operations(RuleBasedStateMachine):
         )
         found, unchanged = {}, set()
         for shard in self.cluster.open_shards:
-            for key, one in zip(ids, shard.fetch(keys, [0] * len(ids))[0], strict=True):
-                if one is not None:
-                    found[key] = one
+            stored, _ = shard.fetch(keys, [0] * len(ids))
+            found |= {k: one for k, one in zip(ids, stored, strict=True) if one is not None}
             same, _ = shard.probe(keys, digests)
             unchanged |= {key for key, flag in zip(ids, same, strict=True) if flag}
             others, _ = shard.probe(keys, digests ^ 1)
