@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from bench.vectors import Vectors, recall
 
 N_PROBES = (2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
-REFINE_FACTORS = (1, 2, 4, 8, 16, 32)
+REFINE_FACTORS = (1, 2, 4, 8, 16, 32, 64)
 EF_SEARCHES = (16, 24, 32, 48, 64, 96, 128, 192, 256)
 TRAINING_THREADS = 2
 
@@ -115,15 +115,18 @@ def _rate(index: Any, batches: list[NDArray[np.float32]], top_k: int, seconds: f
 
 
 def _factories(factory: str) -> list[str]:
-    lists = re.match(r"IVF(\d+)(.*)", factory)
+    # Shoal scores candidates again itself; FAISS needs RFlat for that.
+    refined = f"{factory},RFlat" if "PQ" in factory and "RFlat" not in factory else factory
+    lists = re.match(r"IVF(\d+)(.*)", refined)
     if lists is None:
-        return [factory]
+        return [refined]
     return [f"IVF{int(lists[1]) * times}{lists[2]}" for times in (1, 2)]
 
 
 def _tune(baseline: Baseline, vectors: Vectors, exact: NDArray[np.int64], least: float) -> float:
     """Sets the cheapest settings that reach the recall; seconds for all queries, or inf."""
     fastest = np.inf
+    faiss.omp_set_num_threads(1)  # threads would measure the machine's other work
     for settings in _grid(baseline.index):
         _apply(baseline.index, settings)
         start = time.perf_counter()

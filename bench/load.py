@@ -86,9 +86,7 @@ def version() -> str:
     ).stdout.strip()
 
 
-def run(
-    address: str, method: str, messages: Sequence[bytes], in_flight: int, seconds: float
-) -> Load:
+def run(address: str, method: str, messages: Sequence[bytes], in_flight: int, seconds: int) -> Load:
     """Posts the messages to `method` with `in_flight` calls under way.
 
     Args:
@@ -96,7 +94,7 @@ def run(
         method: "/package.Service/Method".
         messages: serialised requests, all of one length; used in turn.
         in_flight: calls under way at a time.
-        seconds: time measured, after a second of warm-up.
+        seconds: time measured, after a second of warm-up; h2load counts whole ones.
 
     Raises:
         LoadToolMissing: h2load is not installed.
@@ -124,7 +122,7 @@ def run(
         with _rotating(body, bodies):
             # Not h2load's own warm-up, whose bytes it would count as measured.
             _h2load([*command, f"--duration={WARM_UP_S}"])
-            output = _h2load([*command, f"--duration={seconds:g}", f"--log-file={log}"])
+            output = _h2load([*command, f"--duration={seconds}", f"--log-file={log}"])
         return _parsed(output, log, in_flight, seconds)
 
 
@@ -157,7 +155,7 @@ def _rotating(path: Path, bodies: Sequence[bytes]) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _parsed(output: str, log: Path, in_flight: int, seconds: float) -> Load:
+def _parsed(output: str, log: Path, in_flight: int, seconds: int) -> Load:
     done, traffic = _DONE.search(output), _TRAFFIC.search(output)
     if done is None or traffic is None or int(done[1]) == 0:
         raise RuntimeError(f"h2load measured nothing:\n{output}")

@@ -30,6 +30,8 @@ BATCH = 64
 BATCHES_IN_FLIGHT = (1, 2, 4)
 CLIENT_TASKS = 64
 CALL_S = 30.0
+STATUS_LAG_S = 30.0
+POLL_S = 0.2
 SEARCH = "/shoal.rpc.router.v1.SearchService/Search"
 SEARCH_BATCH = "/shoal.rpc.router.v1.SearchService/SearchBatch"
 
@@ -62,6 +64,21 @@ def fill(client: Client, documents: Rows, index: str) -> Filled:
     ingested = time.perf_counter()
     client.optimize(NAME)
     return Filled(ingested - start, time.perf_counter() - ingested)
+
+
+def settled(client: Client, name: str) -> CollectionInfo:
+    """The collection once `status`, which lags by a probe, shows it all in segments.
+
+    Raises:
+        TimeoutError: it does not.
+    """
+    end = time.monotonic() + STATUS_LAG_S
+    while time.monotonic() < end:
+        info = next(item for item in client.status().collections if item.name == name)
+        if all(shard.indexes and not shard.tail_passages for shard in info.shards):
+            return info
+        time.sleep(POLL_S)
+    raise TimeoutError(f"status does not show {name} as optimised: {info}")
 
 
 def document_id(row: int) -> str:
@@ -132,7 +149,7 @@ class Runs:
                 for group, (method, message) in first.items()
             }
 
-    def repeat(self, echo_address: str, levels: tuple[int, ...], seconds: float) -> None:
+    def repeat(self, echo_address: str, levels: tuple[int, ...], seconds: int) -> None:
         """Everything once, each level's echo next to its search."""
         unary, batches = self._unary(), self._batches()
         for level in levels:
@@ -164,7 +181,7 @@ class Runs:
         return result
 
     def _loaded(
-        self, group: str, method: str, messages: list[bytes], level: int, seconds: float
+        self, group: str, method: str, messages: list[bytes], level: int, seconds: int
     ) -> None:
         before = self.cluster.cpu_s()
         measured = load.run(self.cluster.target, method, messages, level, seconds)

@@ -21,7 +21,7 @@ import numpy as np
 
 from bench import report, vectors
 from bench.cluster import running
-from bench.measured import described
+from bench.measured import described, settled
 from deploy.commands.beir import BadLine, CorpusReader, read_qrels, read_queries
 from deploy.commands.evaluate import judged_questions, run
 from shoal import Client
@@ -77,7 +77,7 @@ def _one(
     qrels = read_qrels(data / name / "qrels" / "test.tsv")
     file = data / name / "queries.jsonl.gz"
     found = run(client, label, judged_questions(read_queries(file), qrels, file), qrels)
-    info = next(item for item in client.list_collections() if item.name == label)
+    info = settled(client, label)
     return {
         **{measure: round(value, 4) for measure, value in found.measures.items()},
         "queries": found.queries,

@@ -35,7 +35,7 @@ class Plan:
         count: documents.
         queries: questions.
         repeats: of everything, interleaved.
-        seconds: of each measurement.
+        seconds: of each measurement, whole.
         levels: calls in flight.
         shards: shard processes.
         index: asked of Shoal.
@@ -44,14 +44,14 @@ class Plan:
     count: int = 100_000
     queries: int = 1_000
     repeats: int = 3
-    seconds: float = 5.0
+    seconds: int = 5
     levels: tuple[int, ...] = (1, 16, 64, 256)
     shards: int = 2
     index: str = "ivf-pq"
 
 
 FULL = Plan()
-QUICK = Plan(count=3_000, queries=128, repeats=1, seconds=0.5, levels=(1, 16))
+QUICK = Plan(count=3_000, queries=128, repeats=1, seconds=1, levels=(1, 16))
 
 
 def measure(plan: Plan, given: vectors.Vectors) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def measure(plan: Plan, given: vectors.Vectors) -> dict[str, Any]:
     with running(shards=plan.shards, encoders=0) as cluster, cluster.connect() as client:
         idle_mib = cluster.resident_mib()
         filled = measured.fill(client, given.documents, plan.index)
-        info = client.status().collections[0]
+        info = measured.settled(client, measured.NAME)
         found = measured.ask_all(client, given.queries, TOP_K)
         result: dict[str, Any] = {
             "shoal": {
@@ -123,7 +123,7 @@ def main() -> None:
     parser.add_argument("--cores", type=int, default=2)
     parser.add_argument("--index", default=FULL.index, choices=["auto", "flat", "hnsw", "ivf-pq"])
     parser.add_argument("--repeats", type=int, default=FULL.repeats)
-    parser.add_argument("--seconds", type=float, default=FULL.seconds)
+    parser.add_argument("--seconds", type=int, default=FULL.seconds)
     parser.add_argument("--quick", action="store_true", help="a small smoke run")
     parser.add_argument("--peers", action="store_true", help="measure the peers too")
     arguments = parser.parse_args()

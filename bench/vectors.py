@@ -32,7 +32,7 @@ CORPORA = ("scifact", "nfcorpus")
 DIM = 384
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z0-9(])")
 SHORTEST = 20  # characters; shorter pieces are rests of the splitting
-MIXTURE_CENTRES = 1_000
+MIXTURE_ROWS_PER_CENTRE = 100
 MIXTURE_INTRINSIC_DIM = 24
 
 Rows = NDArray[np.float32]
@@ -108,18 +108,19 @@ def real(data: Path, count: int, queries: int) -> Vectors:
 def mixture(count: int, queries: int, seed: int = 0) -> Vectors:
     """A seeded mixture: each centre spreads on a plane of its own, then unit length."""
     generator = np.random.default_rng(seed)
-    centres = generator.standard_normal((MIXTURE_CENTRES, DIM))
-    planes = generator.standard_normal((MIXTURE_CENTRES, MIXTURE_INTRINSIC_DIM, DIM))
-    of_row = generator.integers(MIXTURE_CENTRES, size=count + queries)
+    number = max(1, count // MIXTURE_ROWS_PER_CENTRE)
+    centres = generator.standard_normal((number, DIM))
+    planes = generator.standard_normal((number, MIXTURE_INTRINSIC_DIM, DIM))
+    of_row = generator.integers(number, size=count + queries)
     rows = np.empty((count + queries, DIM), dtype=np.float32)
-    for centre in range(MIXTURE_CENTRES):
+    for centre in range(number):
         mine = np.flatnonzero(of_row == centre)
         spread = generator.standard_normal((len(mine), MIXTURE_INTRINSIC_DIM))
         rows[mine] = centres[centre] + spread @ planes[centre] / np.sqrt(MIXTURE_INTRINSIC_DIM)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     source = {
         "kind": "synthetic",
-        "documents": f"{count} rows of {MIXTURE_CENTRES} Gaussians, "
+        "documents": f"{count} rows of {number} Gaussians, "
         f"intrinsic dimension {MIXTURE_INTRINSIC_DIM}, seed {seed}, normalised",
         "queries": f"{queries} more rows of the same",
     }

@@ -46,7 +46,7 @@ async def test_the_load_generator_varies_its_requests() -> None:
     address = await server.start("127.0.0.1", 0)
     try:
         path = f"/{SERVICE.full_name}/Search"
-        measured = await asyncio.to_thread(load.run, address, path, BODIES, 8, 1.0)
+        measured = await asyncio.to_thread(load.run, address, path, BODIES, 8, 1)
     finally:
         await server.stop(0)
     assert measured.failed == 0
