@@ -33,7 +33,7 @@ _SIMILARITIES = {
 _ORIGIN_NOTES = {"_name_or_path", "transformers_version", "torch_dtype", "dtype"}
 _POSITIONS_AFTER_PADDING = {"roberta", "xlm-roberta", "camembert", "mpnet"}
 """Model types whose first positions are taken by the padding token's."""
-_OVERRIDABLE = {
+_OVERRIDABLE: dict[str, type] = {
     "query_prompt": str,
     "document_prompt": str,
     "max_query_tokens": int,
@@ -239,7 +239,7 @@ def _overrides(folder: Path, max_tokens: int, dim: int) -> dict[str, Any]:
                 f"shoal_card.json sets {name!r} to {value!r}; it may set "
                 + ", ".join(f"{known} ({kind.__name__})" for known, kind in _OVERRIDABLE.items())
             )
-        if name.startswith("max_") and not 1 <= value <= max_tokens:
+        if name.startswith("max_") and value not in range(1, max_tokens + 1):
             raise UnsupportedModel(f"shoal_card.json: {name} is not in 1..{max_tokens}")
     if "matryoshka_dims" in given:
         dims = sorted(set(given["matryoshka_dims"]))

@@ -139,4 +139,6 @@ class _Tokens:
 
     def _begins_word(self, token: int) -> bool:
         at = self.character(token)
+        if token > 0 and self.character(token - 1) == at:
+            return False  # a later token of the same character
         return at == 0 or self._text[at - 1].isspace()
