@@ -1,7 +1,8 @@
 """Writers that overtake each other at every step: acknowledged entries survive."""
 
+import functools
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -139,7 +140,7 @@ class FencingMachine(RuleBasedStateMachine):
         self, data: st.DataObject, count: int, step: int, appends: int
     ) -> None:
         if self.writers:
-            _, opened = data.draw(st.sampled_from(self.writers))
+            _, opened = data.draw(st.sampled_from(self.writers[-2:]))
             self.interruptions.arm(step, self._overtake(appends))
             self._append(opened, count)
             self.interruptions.arm(-1, lambda: None)
@@ -175,6 +176,48 @@ class FencingMachine(RuleBasedStateMachine):
         for _, opened in self.writers:
             opened.close()
         files.remove_folder(self.folder)
+
+
+@pytest.fixture
+def machine() -> Iterator[FencingMachine]:
+    machine = FencingMachine()
+    yield machine
+    machine.teardown()
+
+
+@pytest.mark.parametrize("opening", [False, True])
+@pytest.mark.parametrize("appends", [0, 1, 3])
+def test_one_writer_is_overtaken_at_each_step(
+    machine: FencingMachine, opening: bool, appends: int
+) -> None:
+    for step in range(10):
+        old = machine._open()
+        assert old is not None
+        machine._append(old, 2)
+        machine.interruptions.arm(step, machine._overtake(appends))
+        if opening:
+            machine._open()
+        else:
+            machine._append(old, 1)
+        machine.interruptions.arm(-1, lambda: None)
+        machine._open()
+        machine.all_that_was_kept_can_be_read()
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_old_writer_appends_at_each_step_of_a_takeover(
+    machine: FencingMachine, count: int
+) -> None:
+    for step in range(10):
+        old = machine._open()
+        assert old is not None
+        machine._append(old, 2)
+        machine.interruptions.arm(step, functools.partial(machine._append, old, count))
+        new = machine._open()
+        machine.interruptions.arm(-1, lambda: None)
+        assert new is not None
+        machine._append(new, 1)
+        machine._open()
 
 
 def run(max_examples: int) -> None:
