@@ -277,7 +277,8 @@ async def _next(requests: Requests) -> router_pb2.IngestRequest | None:
 
 
 def _as_stream_error(error: ShoalError, shard: int) -> ShoalError:
-    """A shard that never came back is unavailable, whichever way it failed."""
+    """A shard that never came back is unavailable, whichever way it failed; the error names it."""
     if isinstance(error, StaleTopology) or error.reason in ("DEADLINE_EXCEEDED", "CANCELLED"):
         return ShardUnavailable(f"shard {shard} does not take writes: {error}", shard=shard)
+    error.metadata.setdefault("shard", str(shard))
     return error

@@ -259,7 +259,7 @@ class BatchWriter:
             outcomes[each.item] = _acknowledgement(
                 each.item,
                 STORED,
-                duplicate=replaced > first,
+                duplicate=each.item.again or replaced > first,
                 truncated=each.encoded.truncated,
             )
 
