@@ -87,7 +87,9 @@ def table(*columns: str, right: tuple[str, ...] = ()) -> Table:
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for column in columns:
         number = column in right
-        made.add_column(column, justify="right" if number else "left", no_wrap=number)
+        made.add_column(
+            column, justify="right" if number else "left", no_wrap=number, overflow="fold"
+        )
     return made
 
 
