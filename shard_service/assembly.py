@@ -240,7 +240,7 @@ def _index(
     vectors = np.ascontiguousarray(prepared(spec.similarity, table.vectors, table.squares))
     measure = _Recall(spec.similarity, table, vectors)
     for recipe in recipes:
-        built = indexes.build(recipe, spec.similarity, vectors, measure, target_recall)
+        built = indexes.build(recipe, spec.similarity, table, vectors, measure, target_recall)
         if built.recall >= target_recall:
             break
     return built

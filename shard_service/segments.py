@@ -122,7 +122,11 @@ class SegmentStore:
             table=table,
             hashes=files.read("hashes"),
             engine=indexes.load(
-                entry.index, files.path(INDEX_FILE), self._spec.similarity, entry.parameters
+                entry.index,
+                files.path(INDEX_FILE),
+                self._spec.similarity,
+                table,
+                entry.parameters,
             ),
             content=partial(_content, contents, starts),
             max_norm=entry.max_norm,

@@ -16,7 +16,7 @@ class Proposals:
 
     Attributes:
         rows: [queries, count] int64; -1 where it found no more.
-        scores: [queries, count] float32, larger is better.
+        scores: [queries, count] float32, larger is better, descending.
     """
 
     rows: NDArray[np.int64]
@@ -29,10 +29,6 @@ class Engine(Protocol):
     @property
     def exact(self) -> bool:
         """Proposals are the best rows by engine score, up to float32 error."""
-
-    @property
-    def expansion(self) -> int:
-        """Rows to ask for per document wanted, as tuned at build time."""
 
     @property
     def query_cost_us(self) -> float:

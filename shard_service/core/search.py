@@ -146,7 +146,7 @@ class _Batch:
         self._complete[number] = False
         for top_k in np.unique(self._top_k).tolist():
             self._ask[number, self._top_k == top_k] = guard.first_ask(
-                top_k, engine.exact, engine.expansion, live.rows, live.live_rows
+                top_k, live, exact=engine.exact
             )
 
     def step(self) -> bool:
@@ -234,13 +234,19 @@ class _Batch:
     def _judge(self) -> None:
         """Decides which queries need more from which source."""
         pool = self._pool
-        best = best_passages(pool.query, pool.document, pool.row, pool.score)
+        best = self._best_of(pool)
         self._best = best
         kth, _ = kth_scores(pool.query[best], pool.score[best], self._top_k)
         for number, source in enumerate(self._view.sources):
             lacking = ~self._enough(number, source, kth, best) & ~self._dropped
             for query in np.flatnonzero(lacking).tolist():
                 self._widen(number, source, query)
+
+    def _best_of(self, pool: Candidates) -> Indices:
+        """Indices of every document's best passage, in (query, score descending) order."""
+        if all(source.table.rows == source.table.documents for source in self._view.sources):
+            return np.lexsort((-pool.score, pool.query))
+        return best_passages(pool.query, pool.document, pool.row, pool.score)
 
     def _enough(
         self, number: int, source: Source, kth: Float64Vector, best: Indices

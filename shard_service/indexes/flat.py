@@ -24,7 +24,6 @@ class FlatEngine:
     """
 
     exact = True
-    expansion = 1
 
     def __init__(
         self, similarity: Similarity, vectors: Float32Matrix, owner: object = None
