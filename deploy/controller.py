@@ -61,6 +61,8 @@ class ControllerServer:
         """Ends the controller; the processes that it started run on."""
         if self._work is not None:
             self._work.cancel()
+        if self._reconciler is not None:
+            await self._reconciler.release()
         await self._server.stop(grace_s)
         await self._calls.close()
 
@@ -71,13 +73,10 @@ class ControllerServer:
             Superseded: another controller works on this catalog.
         """
         assert self._work is not None
-        assert self._reconciler is not None
         try:
             await self._work
         except asyncio.CancelledError:
             await self._server.wait()
-        finally:
-            self._reconciler.release()
 
 
 class ControllerServicer(controller_pb2_grpc.ControllerServiceServicer):

@@ -88,6 +88,7 @@ class Reconciler:
         self._tasks: set[asyncio.Task[None]] = set()
         self._trouble: BaseException | None = None
         self._counts_ns = 0
+        self._released = False
         self.published = Topology()
 
     # --- life ---------------------------------------------------------------
@@ -118,11 +119,14 @@ class Reconciler:
             except TimeoutError:
                 continue
 
-    def release(self) -> None:
+    async def release(self) -> None:
         """Ends what is under way; processes run on."""
+        self._released = True
         self.fleet.release()
         for task in self._tasks:
             task.cancel()
+        async with self._changed:
+            self._changed.notify_all()
 
     def desired(self) -> Desired:
         """What should be."""
@@ -151,14 +155,19 @@ class Reconciler:
         return True
 
     async def topologies(self) -> AsyncIterator[controller_pb2.Topology]:
-        """The newest published topology, then each newer one."""
+        """The newest published topology, then each newer one, until `release`."""
         version = -1
+
+        def due() -> bool:
+            return self._released or self.store.topology.version > version
+
         while True:
             async with self._changed:
-                await self._changed.wait_for(lambda: self.store.topology.version > version)  # noqa: B023
-            topology = self.store.topology
-            version = topology.version
-            yield topology
+                await self._changed.wait_for(due)
+            if self._released:
+                return
+            version = self.store.topology.version
+            yield self.store.topology
 
     # --- carrying out actions -------------------------------------------------
 

@@ -69,8 +69,11 @@ class Store:
         """
 
         def write() -> int:
-            self._read(CONTROLLER_KEY)
-            return self._write(CONTROLLER_KEY, json.dumps({"address": address}).encode())
+            earlier = self._read(CONTROLLER_KEY)
+            starts = 1 + (json.loads(earlier)["starts"] if earlier else 0)
+            record = {"address": address, "starts": starts}
+            self._write(CONTROLLER_KEY, json.dumps(record).encode())
+            return starts
 
         self.starts = await self._run(write)
 
@@ -133,12 +136,11 @@ class Store:
         await self._run(lambda: self._write(TOPOLOGY_KEY, data))
         self.topology = topology
 
-    def _write(self, key: str, data: bytes) -> int:
+    def _write(self, key: str, data: bytes) -> None:
         version = self._catalog.put(key, data, self._versions.get(key, 0))
         if version is None:
             raise Superseded(f"another controller wrote {key}")
         self._versions[key] = version
-        return version
 
     async def _run(self, call: Callable[[], T]) -> T:
         async with self._turn:

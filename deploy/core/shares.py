@@ -21,10 +21,12 @@ class Share:
     Attributes:
         threads: torch threads of an encoder, search threads of a server, else 1.
         cpus: cores that Ray reserves for it, above 0.
+        gpus: part of every GPU there is that Ray reserves for it.
     """
 
     threads: int
     cpus: float
+    gpus: float = 0.0
 
 
 def shares(counts: Mapping[Role, int], cores: int) -> dict[Role, Share]:
@@ -45,7 +47,11 @@ def shares(counts: Mapping[Role, int], cores: int) -> dict[Role, Share]:
     total = sum(threads[role] * count for role, count in counts.items())
     scale = min(1.0, _RESERVED_SHARE * cores / max(1, total))
     return {
-        role: Share(count, max(_CPUS_MIN, int(count * scale * 100) / 100))
+        role: Share(
+            count,
+            max(_CPUS_MIN, int(count * scale * 100) / 100),
+            1.0 / encoders if role is Role.ENCODER else 0.0,
+        )
         for role, count in threads.items()
     }
 

@@ -77,10 +77,6 @@ class RunFile:
         """Publishes the record, whole, in one write."""
         os.pwrite(self._file, json.dumps(asdict(record)).ljust(_RECORD_BYTES).encode(), 0)
 
-    def keep_over_exec(self) -> None:
-        """Lets the program that replaces this one hold the lock."""
-        os.set_inheritable(self._file, True)
-
     def close(self) -> None:
         """Lets the lock go."""
         os.close(self._file)
