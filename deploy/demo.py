@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import shoal
-from deploy import cluster
+from deploy import backend, cluster
 from deploy.commands import evaluate
 from deploy.commands.beir import CorpusReader, read_qrels, read_queries
 from deploy.commands.output import show, show_answer, table
@@ -34,9 +34,10 @@ def main() -> None:
     parser.add_argument("--no-ray", action="store_true", help="plain processes instead of Ray")
     no_ray = parser.parse_args().no_ray
     with tempfile.TemporaryDirectory(prefix="shoal-demo-") as data:
-        options = cluster.UpOptions(data=data, servers=2, encoders=1, routers=1, port=0)
+        mode = backend.Mode.of(no_ray, "")
+        options = backend.UpOptions(data=data, mode=mode, servers=2, encoders=1, routers=1, port=0)
         try:
-            running = cluster.up(options, cluster.Mode.of(no_ray, ""), say)
+            running = cluster.up(options, say)
             with shoal.connect(running.target) as client:
                 show_cluster(client)
                 fill(client)
