@@ -52,10 +52,11 @@ def encode_hits(merged: Merged, field: int) -> list[bytes]:
 
 def _varint_sizes(values: Ints) -> Ints:
     sizes = np.ones(len(values), np.int64)
-    rest = values >> 7
-    while rest.any():
-        sizes += rest > 0
-        rest = rest >> 7
+    longest = int(values.max(initial=0))
+    bound = 0x80
+    while longest >= bound:
+        sizes += values >= bound
+        bound <<= 7
     return sizes
 
 

@@ -6,7 +6,7 @@ leaves when, and which reply counts, is the core's.
 
 import asyncio
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -33,6 +33,12 @@ from shoal.rpc.shard.v1 import shard_pb2
 from shoal.types import Coverage
 from shoal.wire.arrays import column
 from shoal.wire.errors import from_status
+
+# One observation per round, of its longest-waiting question.
+_ROUND = metrics.round_queries.labels("search")
+_QUEUE, _FAN_OUT, _MERGE = (
+    metrics.stage_seconds.labels(stage) for stage in ("queue", "fan_out", "merge")
+)
 
 
 @dataclass(slots=True, eq=False)
@@ -72,6 +78,7 @@ class Group:
     documents: Sequence[int]
     merge_us: int
     _encoded: dict[int, list[bytes]] = field(default_factory=dict)
+    _shared: dict[int, tuple[Coverage, bytes]] = field(default_factory=dict)
     _coverage: dict[int, tuple[Mapping[int, ShoalError], Coverage]] = field(default_factory=dict)
 
     def hits(self, row: int, field_number: int) -> bytes:
@@ -80,6 +87,13 @@ class Group:
         if encoded is None:
             encoded = self._encoded[field_number] = encode_hits(self.merged, field_number)
         return encoded[row]
+
+    def shared(self, coverage: Coverage, make: Callable[[], bytes]) -> bytes:
+        """Bytes that every answer with this coverage has in common, made once."""
+        known = self._shared.get(id(coverage))
+        if known is None:
+            known = self._shared[id(coverage)] = coverage, make()
+        return known[1]
 
     def coverage(self, missing: Mapping[int, ShoalError]) -> Coverage:
         """Coverage of a question; most of a group share one."""
@@ -235,7 +249,11 @@ class Lane:
         began_ns = time.monotonic_ns()
         group = self._group(finish, began_ns)
         if finish.round_size:
-            metrics.round_queries.labels("search").observe(finish.round_size)
+            first = finish.queries[0]
+            _ROUND.observe(finish.round_size)
+            _QUEUE.observe((first.left_ns - first.arrived_ns) / 1e9)
+            _FAN_OUT.observe((began_ns - first.left_ns) / 1e9)
+            _MERGE.observe(group.merge_us / 1e6)
         for row, (query, missing) in enumerate(zip(finish.queries, finish.missing, strict=True)):
             future = query.payload.answer
             if future.done():

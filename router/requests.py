@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import secrets
 import time
 from collections.abc import Sequence
@@ -230,6 +231,8 @@ def check_vectors(
         DimensionMismatch: of all rows.
         MalformedMessage: the matrix is none.
     """
+    if message.rows == 1 and _is_plain(message, collection.dim):
+        return [message.data]
     try:
         vectors = vectors_from_message(message, collection.dim)
     except NonFiniteVector:
@@ -246,6 +249,17 @@ def check_vectors(
         for row in np.flatnonzero(~vectors.any(axis=1)).tolist():
             rows[row] = ZeroVector(f"vector {row} is zero: cosine cannot compare it", row=row)
     return rows
+
+
+def _is_plain(message: common_pb2.Matrix, dim: int) -> bool:
+    """Whether one float32 row needs no closer look: one product tells.
+
+    A finite, positive squared norm means no NaN, no infinity, not all zeros.
+    """
+    if message.element_type != common_pb2.ELEMENT_TYPE_F32 or len(message.data) != 4 * dim:
+        return False
+    row = np.frombuffer(message.data, "<f4")
+    return message.columns == dim and 0.0 < float(np.dot(row, row)) < math.inf
 
 
 def _min_coverage(options: router_pb2.SearchOptions) -> float:

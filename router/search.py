@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from google.protobuf.message import DecodeError, Message
@@ -43,10 +43,9 @@ from shoal.wire.server import Context
 
 Request = TypeVar("Request", bound=Message)
 
-_STAGES = {
-    stage: metrics.stage_seconds.labels(stage)
-    for stage in ("encode", "queue", "fan_out", "merge", "fetch", "total")
-}
+_ENCODE = metrics.stage_seconds.labels("encode")
+_FETCH = metrics.stage_seconds.labels("fetch")
+_TOTAL = metrics.stage_seconds.labels("total")
 _OK = metrics.queries.labels("ok")
 _PARTIAL = metrics.queries.labels("partial")
 
@@ -115,27 +114,28 @@ class SearchHandlers:
         plan = self._checker.plan(request, collection, clock)
         encoded = await self._question(request.query, plan)
         encoded_ns = time.monotonic_ns()
-        answers = await self._ask(plan, [encoded.vector])
+        plan, answers = await self._ask(plan, [encoded.vector])
         answered_ns = time.monotonic_ns()
         completed = await self._fetcher.complete(plan, answers) if plan.fields else [None]
         reply = self._judge(plan, answers[0], completed[0], encoded.truncated)
         if isinstance(reply, ShoalError):
             raise reply
         timings = _timings(plan, answers, (encoded_ns, answered_ns), cached=encoded.cached)
-        rest = router_pb2.SearchResponse(
-            hits=() if reply.completed is None else reply.completed.hits,
-            coverage=_coverage_message(reply.coverage),
-            fingerprint=collection.fingerprint,
-            generation=plan.collection.generation,
-            position=reply.answer.group.position,
+        done = reply.completed
+        own = router_pb2.SearchResponse(
+            hits=() if done is None else done.hits,
             timings=timings,
             truncated=reply.truncated,
-            superseded=0 if reply.completed is None else reply.completed.superseded,
+            superseded=0 if done is None else done.superseded,
             request_id=plan.request_id,
         ).SerializeToString()
-        if reply.completed is not None:
-            return self._bounded(rest)
-        return self._bounded(answers[0].group.hits(answers[0].row, SEARCH_HITS) + rest)
+        group = reply.answer.group
+        hits = group.hits(reply.answer.row, SEARCH_HITS) if done is None else b""
+        # Messages merge when their bytes are joined; most of a round share this part.
+        shared = group.shared(
+            reply.coverage, lambda: _shared(collection, reply).SerializeToString()
+        )
+        return self._bounded(b"".join((hits, shared, own)))
 
     async def _question(self, query: router_pb2.Query, plan: Plan) -> Encoded:
         given = query.WhichOneof("input")
@@ -167,7 +167,7 @@ class SearchHandlers:
         questions = await self._questions(request, plan)
         encoded_ns = time.monotonic_ns()
         good = [question for question in questions if isinstance(question, Encoded)]
-        answers = await self._ask(plan, [question.vector for question in good]) if good else []
+        plan, answers = await self._ask(plan, [question.vector for question in good])
         answered_ns = time.monotonic_ns()
         completed: Sequence[Completed | None] = [None] * len(answers)
         if plan.fields and answers:
@@ -219,32 +219,38 @@ class SearchHandlers:
 
     # --- both -------------------------------------------------------------
 
-    async def _ask(self, plan: Plan, vectors: Sequence[bytes]) -> list[Answer]:
-        """Asks every shard; once more if the generation changed meanwhile."""
-        answers = await self._ask_once(plan, plan.collection, vectors)
+    async def _ask(self, plan: Plan, vectors: Sequence[bytes]) -> tuple[Plan, list[Answer]]:
+        """Asks every shard; once more if another generation serves meanwhile.
+
+        Returns:
+            The plan of the generation that answered, and its answers.
+        """
+        answers = await self._ask_once(plan, vectors)
         stale = any(
             isinstance(error, StaleTopology)
             for answer in answers
+            if answer.missing
             for error in answer.missing.values()
         )
+        if not stale:
+            return plan, answers
         current: TopologyMap = self._follower.current
-        if not stale or serves(current, plan.collection) or not plan.clock.left_s():
-            return answers
+        if serves(current, plan.collection) or not plan.clock.left_s():
+            return plan, answers
         collection = find_collection(current, plan.collection.name)
         if collection.fingerprint != plan.collection.fingerprint or plan.after:
-            return answers
-        return await self._ask_once(plan, collection, vectors)
+            return plan, answers
+        plan = replace(plan, collection=collection)
+        return plan, await self._ask_once(plan, vectors)
 
-    async def _ask_once(
-        self, plan: Plan, collection: CollectionMap, vectors: Sequence[bytes]
-    ) -> list[Answer]:
+    async def _ask_once(self, plan: Plan, vectors: Sequence[bytes]) -> list[Answer]:
         loop = asyncio.get_running_loop()
         asks = [Ask(vector, plan.top_k, plan.after, loop.create_future()) for vector in vectors]
         deadline_ns = plan.clock.deadline_ns
         if plan.fields:
             left_ns = deadline_ns - time.monotonic_ns()
             deadline_ns -= max(0, min(self._reserve_ns, left_ns // 4))
-        return await self._lane(collection).ask(asks, deadline_ns)
+        return await self._lane(plan.collection).ask(asks, deadline_ns)
 
     def _judge(
         self, plan: Plan, answer: Answer, completed: Completed | None, truncated: bool
@@ -254,12 +260,15 @@ class SearchHandlers:
         if completed is not None and completed.missing is not missing:
             missing = completed.missing
             coverage = coverage_of(answer.group.documents, missing)
+        if not missing:
+            _OK.inc()
+            return _Reply(answer, completed, coverage, truncated)
         for error in missing.values():
             metrics.missing_shards.labels(error.reason).inc()
-        failure = shortfall(coverage, plan.min_coverage, missing) if missing else None
+        failure = shortfall(coverage, plan.min_coverage, missing)
         if failure is not None:
             return failure
-        (_PARTIAL if missing else _OK).inc()
+        _PARTIAL.inc()
         return _Reply(answer, completed, coverage, truncated)
 
     def _bounded(self, reply: bytes) -> bytes:
@@ -311,6 +320,16 @@ def _framed(answer: bytes) -> bytes:
     return bytes(header) + answer
 
 
+def _shared(collection: CollectionMap, reply: _Reply) -> bytes:
+    """What the answers of a round have in common."""
+    return router_pb2.SearchResponse(
+        coverage=_coverage_message(reply.coverage),
+        fingerprint=collection.fingerprint,
+        generation=collection.generation,
+        position=reply.answer.group.position,
+    ).SerializeToString()
+
+
 def _coverage_message(coverage: Coverage) -> common_pb2.Coverage:
     return common_pb2.Coverage(
         documents_total=coverage.documents_total,
@@ -330,22 +349,20 @@ def _timings(
     """Where the time went; of a batch, each stage's longest."""
     now_ns = time.monotonic_ns()
     encoded_ns, answered_ns = marks
-    stages = {
-        "encode": (encoded_ns - plan.clock.arrived_ns) // 1_000,
-        "queue": max((answer.queue_us for answer in answers), default=0),
-        "fan_out": max((answer.fan_out_us for answer in answers), default=0),
-        "merge": max((answer.group.merge_us for answer in answers), default=0),
-        "fetch": (now_ns - answered_ns) // 1_000 if plan.fields else 0,
-        "total": (now_ns - plan.clock.arrived_ns) // 1_000,
-    }
-    for stage, microseconds in stages.items():
-        _STAGES[stage].observe(microseconds / 1e6)
+    encode_us = (encoded_ns - plan.clock.arrived_ns) // 1_000
+    fetch_us = (now_ns - answered_ns) // 1_000 if plan.fields else 0
+    total_us = (now_ns - plan.clock.arrived_ns) // 1_000
+    _TOTAL.observe(total_us / 1e6)
+    if plan.collection.fingerprint:
+        _ENCODE.observe(encode_us / 1e6)
+    if fetch_us:
+        _FETCH.observe(fetch_us / 1e6)
     return common_pb2.StageTimings(
-        encode_us=stages["encode"],
-        queue_us=stages["queue"],
-        fan_out_us=stages["fan_out"],
-        merge_us=stages["merge"],
-        fetch_us=stages["fetch"],
-        total_us=stages["total"],
+        encode_us=encode_us,
+        queue_us=max([answer.queue_us for answer in answers], default=0),
+        fan_out_us=max([answer.fan_out_us for answer in answers], default=0),
+        merge_us=max([answer.group.merge_us for answer in answers], default=0),
+        fetch_us=fetch_us,
+        total_us=total_us,
         encode_cached=cached,
     )

@@ -336,7 +336,7 @@ class FanOut(Generic[Payload]):
         until = 0
         if len(self._waiting) < options.round_queries and self._waiting_cost < options.round_cost:
             until = hold_until(options.pacing, peak, len(self._waiting), oldest_ns)
-        busy = any(
+        busy = bool(self._attempts) and any(
             shard.messages >= options.busy_messages * len(shard.servers)
             and not self._full(shard, 1)
             for shard in self._shards

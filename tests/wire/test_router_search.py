@@ -240,6 +240,20 @@ async def test_a_shard_that_stays_stale_is_missing() -> None:
         assert len(cluster.servers[1].search.messages) == 2
 
 
+async def test_a_question_moves_to_the_generation_that_serves_now() -> None:
+    async with Cluster() as cluster:
+        filled = cluster.fill(20)
+        for server in cluster.servers:
+            server.search.errors = [StaleTopology("that generation is gone")]
+        cluster.topology = cluster.map()
+        cluster.topology.collections[0].generation = 2
+        cluster.catalog.set("topology", cluster.topology.SerializeToString())
+        reply = await cluster.search.Search(vector_request(QUERY, fields=[1]))
+        assert [hit.id for hit in reply.hits] == brute_force(filled, QUERY, 10)
+        assert reply.generation == 2
+        assert reply.hits[0].title
+
+
 async def test_another_replica_answers_for_one_that_fails() -> None:
     async with Cluster() as cluster:
         filled = cluster.fill(20)
