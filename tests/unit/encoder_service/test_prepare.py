@@ -107,9 +107,8 @@ def test_the_end_of_twenty_thousand_tokens_is_encoded() -> None:
     prepared = document("Oceans", text)
     last = text[prepared.passages[-1].start : prepared.passages[-1].end]
     assert last.endswith("The answer is a blue coelacanth.")
-    assert (
-        ids("coelacanth")[1:-1] == prepared.ids[-1].tolist()[-1 - len(ids("coelacanth")[1:]) : -2]
-    )
+    end = ids("The answer is a blue coelacanth.")[1:]
+    assert prepared.ids[-1].tolist()[-len(end) :] == end
     assert not prepared.truncated
 
 
