@@ -132,9 +132,7 @@ class SearchHandlers:
         group = reply.answer.group
         hits = group.hits(reply.answer.row, SEARCH_HITS) if done is None else b""
         # Messages merge when their bytes are joined; most of a round share this part.
-        shared = group.shared(
-            reply.coverage, lambda: _shared(collection, reply).SerializeToString()
-        )
+        shared = group.shared(reply.coverage, lambda: _shared(plan.collection, reply))
         return self._bounded(b"".join((hits, shared, own)))
 
     async def _question(self, query: router_pb2.Query, plan: Plan) -> Encoded:
