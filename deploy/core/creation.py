@@ -3,14 +3,11 @@
 import json
 from dataclasses import dataclass
 
+from encoder_service import DEFAULT_CHUNK_OVERLAP, DEFAULT_CHUNK_TOKENS
 from shoal.errors import InvalidRequest, LimitExceeded, NotSupported
 from shoal.ids import check_name
 from shoal.types import Kind, Similarity
 
-CHUNK_TOKENS = 200
-"""Tokens of text in a passage, when the user does not say."""
-CHUNK_OVERLAP = 32
-"""Tokens that neighbouring passages of CHUNK_TOKENS share; scaled with other lengths."""
 DEFAULT_ENCODER = "all-minilm-l6-v2"
 NO_ENCODER = "none"
 INDEXES = ("auto", "flat", "hnsw", "ivf-pq")
@@ -135,16 +132,16 @@ def settle(wish: Wish, model: Model | None) -> Settled:
         card_json=model.card_json if model else "",
         index=wish.index,
         chunk_tokens=chunk_tokens,
-        chunk_overlap=chunk_tokens * CHUNK_OVERLAP // CHUNK_TOKENS,
+        # Shorter passages share less, in proportion.
+        chunk_overlap=chunk_tokens * DEFAULT_CHUNK_OVERLAP // DEFAULT_CHUNK_TOKENS,
         shards=wish.shards,
     )
 
 
 def _chunk_tokens(asked: int | None, model: Model) -> int:
-    # Two tokens of every passage are the model's own marks.
-    longest = max(1, model.max_document_tokens - 2)
+    longest = model.max_document_tokens
     if asked is None:
-        return min(CHUNK_TOKENS, longest)
+        return min(DEFAULT_CHUNK_TOKENS, longest)
     if asked > longest:
         raise InvalidRequest(
             f"a passage of {asked} tokens is longer than the model's {longest}; "
