@@ -12,6 +12,7 @@ $(VENV)/.installed: pyproject.toml requirements.lock
 
 proto: install
 	$(BIN)/python tools/generate_stubs.py
+	$(BIN)/python tools/render_docs.py
 
 lint: install
 	$(BIN)/ruff check .
@@ -20,6 +21,7 @@ lint: install
 	$(BIN)/lint-imports
 	cd protos && ../$(BIN)/buf lint
 	$(BIN)/python tools/generate_stubs.py --check
+	$(BIN)/python tools/render_docs.py --check
 
 check: install
 	$(BIN)/pytest tests/unit tests/simulation tests/architecture -m "not slow"

