@@ -60,9 +60,9 @@ class RouterSettings:
     default_deadline_ms: int = 10_000
     margin_ms: int = 20
     fetch_reserve_ms: int = 200
-    hold_ms: float = 3.0
+    hold_ms: float = 5.0
     hold_from: int = 4
-    hold_share: float = 0.5
+    hold_share: float = 0.75
     round_queries: int = 256
     round_bytes: int = 8 << 20
     busy_messages: int = 1

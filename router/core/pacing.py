@@ -20,9 +20,9 @@ class Pacing:
         window_ns: how long a peak is remembered, at least.
     """
 
-    hold_ns: int = 3_000_000
+    hold_ns: int = 5_000_000
     hold_from: int = 4
-    hold_share: float = 0.5
+    hold_share: float = 0.75
     window_ns: int = 50_000_000
 
 
