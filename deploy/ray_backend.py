@@ -179,12 +179,12 @@ def _ended(pid: int) -> bool:
 
 def _end_session(head: RunRecord) -> None:
     """Ends the head and every process of its session, by force where it must."""
-    members = _session(head.pid)
+    members = session(head.pid)
     with suppress(ProcessLookupError):
         os.kill(head.pid, signal.SIGTERM)
     give_up = time.monotonic() + _END_TIMEOUT_S
     force_at = time.monotonic() + _END_TIMEOUT_S / 2
-    while members := members & _session(head.pid):
+    while members := members & session(head.pid):
         if time.monotonic() > force_at:
             for pid in members:
                 with suppress(ProcessLookupError):
@@ -194,14 +194,14 @@ def _end_session(head: RunRecord) -> None:
         time.sleep(_POLL_S)
 
 
-def _session(leader: int) -> set[int]:
-    """Living processes of a session: what `ray start` started, workers included."""
+def session(leader: int) -> set[int]:
+    """Living processes of a session: the head and all that it started."""
     found = set()
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
         with suppress(OSError):
-            state, _, _, session = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
-            if int(session) == leader and state != "Z":
+            state, _, _, leading = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
+            if int(leading) == leader and state != "Z":
                 found.add(int(entry.name))
     return found
