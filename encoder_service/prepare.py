@@ -99,7 +99,7 @@ def _one_passage(card: Card, tokenizer: Tokenizer, title: str, text: str) -> Pre
 
 
 def _before(card: Card, title: str) -> str:
-    return f"{card.document_prompt}{title} " if title else card.document_prompt
+    return f"{card.document_prompt}{title} " if title.strip() else card.document_prompt
 
 
 def _passages(

@@ -56,9 +56,11 @@ class EncoderServer(encoder_pb2_grpc.EncoderServiceServicer):
         self._device = choose_device(settings.device)
         self._precision = choose_precision(settings.precision, self._device)
         self._worker = EncodeWorker(_planner_options(settings, self._device))
-        self._tokenizers = ThreadPoolExecutor(
-            settings.tokenize_threads, thread_name_prefix="encoder-tokenize"
-        )
+        # Queries have a thread of their own: a large document may take seconds.
+        self._tokenizers = {
+            Lane.QUERY: ThreadPoolExecutor(1, "encoder-query-text"),
+            Lane.DOCUMENT: ThreadPoolExecutor(settings.tokenize_threads, "encoder-text"),
+        }
         self._grpc = GrpcServer(self._limits.max_message_bytes)
         self._grpc.add(encoder_pb2.DESCRIPTOR.services_by_name["EncoderService"], self)
 
@@ -72,15 +74,16 @@ class EncoderServer(encoder_pb2_grpc.EncoderServiceServicer):
             EncoderDrift: a model does not give the vectors that it should.
         """
         configure_threads(self._settings.threads)
-        serve_metrics(self._settings.host, self._settings.metrics_port)
-        address = await self._grpc.start(self._settings.host, self._settings.port)
         try:
+            address = await self._grpc.start(self._settings.host, self._settings.port)
+            metrics_port = serve_metrics(self._settings.host, self._settings.metrics_port)
             for reference in self._settings.models.split(","):
                 if reference.strip():
                     await self._load(reference.strip(), "")
         except BaseException:
             await self.stop(0.0)
             raise
+        logger.info("event=serving address=%s metrics_port=%d", address, metrics_port)
         await self._grpc.set_serving(True)
         return address
 
@@ -88,7 +91,8 @@ class EncoderServer(encoder_pb2_grpc.EncoderServiceServicer):
         """Refuses new calls, lets running ones end within grace_s."""
         await self._grpc.stop(grace_s)
         await self._worker.close()
-        self._tokenizers.shutdown(wait=False, cancel_futures=True)
+        for threads in self._tokenizers.values():
+            threads.shutdown(wait=False, cancel_futures=True)
 
     async def wait(self) -> None:
         """Returns when the server has stopped."""
@@ -147,7 +151,9 @@ class EncoderServer(encoder_pb2_grpc.EncoderServiceServicer):
                 [deadline_ns] * len(passages),
             )
         reply = partial(replies.documents, model, columns, prepared, encoded, tokenize_us)
-        return await asyncio.get_running_loop().run_in_executor(self._tokenizers, reply)
+        return await asyncio.get_running_loop().run_in_executor(
+            self._tokenizers[Lane.DOCUMENT], reply
+        )
 
     async def LoadModel(
         self, request: encoder_pb2.LoadModelRequest, context: Any
@@ -207,7 +213,7 @@ class EncoderServer(encoder_pb2_grpc.EncoderServiceServicer):
 
     async def _tokenize(self, lane: Lane, call: Callable[[], Result]) -> tuple[Result, int]:
         started_ns = time.monotonic_ns()
-        result = await asyncio.get_running_loop().run_in_executor(self._tokenizers, call)
+        result = await asyncio.get_running_loop().run_in_executor(self._tokenizers[lane], call)
         elapsed_ns = time.monotonic_ns() - started_ns
         metrics.TOKENIZE_SECONDS.labels(lane.value).observe(elapsed_ns / 1e9)
         return result, elapsed_ns // 1_000

@@ -14,7 +14,7 @@ class EncoderSettings:
         device: "auto" (the first GPU, else the CPU), "cpu", "cuda" or "cuda:N".
         precision: "auto" (fp32 on a CPU, fp16 on a GPU), "fp32", "bf16" or "fp16".
         threads: torch threads for one operation.
-        tokenize_threads: threads that tokenise and chunk.
+        tokenize_threads: threads that tokenise and chunk documents; queries have one more.
         query_batch_tokens: padded tokens in a batch of queries; 0 chooses by device.
         document_batch_tokens: the same for passages. On a CPU it bounds how long a
             query waits for the batch under way.

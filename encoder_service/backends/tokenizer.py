@@ -17,6 +17,8 @@ from shoal.errors import UnsupportedModel
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 _PIECE_CHARACTERS = 32_768
+_TEXTS_AT_ONCE = 256
+"""An encoding of the library holds some 100 bytes a token: let go of them soon."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +78,11 @@ class Tokenizer:
 
     def encode(self, texts: Sequence[str]) -> list[TokenIds]:
         """Token ids of each text, special ones included, uncut."""
-        encodings = self._whole.encode_batch_fast(list(texts))
-        return [np.array(encoding.ids, np.int32) for encoding in encodings]
+        ids: list[TokenIds] = []
+        for begin in range(0, len(texts), _TEXTS_AT_ONCE):
+            some = list(texts[begin : begin + _TEXTS_AT_ONCE])
+            ids += [np.array(one.ids, np.int32) for one in self._whole.encode_batch_fast(some)]
+        return ids
 
     def encode_cut(self, text: str, max_tokens: int) -> tuple[Tokens, int]:
         """A text's tokens, at most `max_tokens` of them.

@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 # A full stop before a small letter ("e.g. this", "et al. found") ends no sentence.
+# No part may scan a run of characters from each of them: that is quadratic.
 _SENTENCE_END = re.compile(
-    r"[.!?\u2026]+[\"'\u201d\u2019)\]]*\s+(?=[^\sa-z])"
-    r"|[\u3002\uff01\uff1f]+[\"'\u201d\u2019\u300d\u300f\uff09]*\s*"  # Chinese, Japanese
-    r"|\n[^\S\n]*\n\s*"
+    r"[.!?\u2026][\"'\u201d\u2019)\]]*+\s++(?=[^a-z])"
+    r"|[\u3002\uff01\uff1f][\u3002\uff01\uff1f\"'\u201d\u2019\u300d\u300f\uff09]*+\s*+"
+    r"|\n[^\S\n]*+\n\s*+"
 )
 
 

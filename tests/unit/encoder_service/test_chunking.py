@@ -135,3 +135,11 @@ def test_title_and_text_fit_and_text_keeps_half(available: int, title: int, chun
     assert room.title + room.text <= available
     assert room.title <= title
     assert room.text >= min(chunk, available // 2)
+
+
+@pytest.mark.parametrize("part", [".", ")", ".)", "\n", " \n", "。", "x", ". "])
+def test_long_runs_cost_no_more_than_their_length(part: str) -> None:
+    """A quadratic scan of these would take hours; the suite's time limit is the judge."""
+    text = part * 300_000
+    passages = split(text, np.arange(0, len(text), 4, dtype=np.int64), 256, 32)
+    assert passages[-1].end == len(text)
