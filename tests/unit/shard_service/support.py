@@ -10,6 +10,7 @@ import numpy as np
 
 from shard_service.core.records import Content, Version, encode_content
 from shard_service.core.search import Hits
+from shard_service.indexes import threads
 from shard_service.settings import ShardSettings
 from shard_service.shard import Shard
 from shard_service.spec import ShardSpec
@@ -19,6 +20,8 @@ from shoal.storage.directory import Storage, open_storage
 from shoal.types import Document, ShardRef, Similarity
 
 TIMEOUT_S = 60.0
+
+threads.use_one_core()
 
 
 @dataclass

@@ -1,0 +1,195 @@
+"""The small pure parts, each against its definition."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shard_service.core import guard, policy
+from shard_service.core.fold import best_passages, break_ties, kth_scores, ranks_within
+from shard_service.core.growable import Growable
+from shard_service.core.live import all_live, grown, masked, ranges
+from shard_service.core.policy import Recipe, Size
+from shard_service.core.records import (
+    Content,
+    DeleteRecord,
+    Version,
+    WriteRecord,
+    decode_content,
+    decode_record,
+    encode_content,
+    encode_delete,
+    encode_write,
+)
+from shoal.types import Document
+
+texts = st.text(st.characters(codec="utf-8"), max_size=20)
+
+
+@given(
+    st.builds(
+        Document,
+        id=texts.filter(bool),
+        title=texts,
+        text=texts,
+        payload=st.binary(max_size=20),
+    ),
+    st.binary(min_size=16, max_size=16),
+    st.integers(1, 4),
+    st.booleans(),
+)
+def test_records_come_back_as_they_were(
+    document: Document, digest: bytes, passages: int, spans: bool
+) -> None:
+    numbers = np.arange(2 * passages * spans, dtype=np.uint32).reshape(-1, 2)
+    content = Content(document, digest, passages, numbers)
+    data = encode_content(content)
+    read = decode_content(data)
+    assert (read.document, read.digest, read.passages) == (document, digest, passages)
+    assert (read.spans == numbers).all()
+    version = Version(document.id.encode(), digest, passages, data)
+    vectors = np.arange(3 * passages, dtype=np.float32).reshape(passages, 3)
+    record = decode_record(encode_write(version, vectors))
+    assert isinstance(record, WriteRecord)
+    assert record.version == version
+    assert (record.vectors == vectors).all()
+    assert decode_record(encode_delete(version.id)) == DeleteRecord(version.id)
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=20), st.data())
+def test_visibility_is_a_set_of_rows(lengths: list[int], data: st.DataObject) -> None:
+    starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    first = data.draw(st.integers(0, len(lengths)))
+    live = grown(
+        all_live(int(starts[first]), first), int(starts[-1] - starts[first]), len(lengths) - first
+    )
+    assert live.whole
+    dead = sorted(data.draw(st.sets(st.integers(0, len(lengths) - 1))))
+    after = masked(live, np.array(dead, dtype=np.int64), starts)
+    expected = [
+        row for n in range(len(lengths)) if n not in dead for row in range(starts[n], starts[n + 1])
+    ]
+    assert after.live().tolist() == expected
+    assert (after.live_rows, after.live_documents) == (len(expected), len(lengths) - len(dead))
+    assert np.flatnonzero(after.of(np.arange(after.rows))).tolist() == expected
+    assert [row for row in range(after.rows) if after.one(row)] == expected
+    assert live.whole, "the older version is as it was"
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 4))))
+def test_ranges(pairs: list[tuple[int, int]]) -> None:
+    starts = np.array([start for start, _ in pairs], dtype=np.int64)
+    lengths = np.array([length for _, length in pairs], dtype=np.int64)
+    expected = [n for start, length in pairs for n in range(start, start + length)]
+    assert ranges(starts, starts + lengths).tolist() == expected
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 2), st.integers(0, 4), st.sampled_from([0.0, 1.0, 1.5, -2.0])),
+        unique_by=lambda item: item,
+        max_size=40,
+    ),
+    st.integers(1, 4),
+)
+def test_folding_keeps_the_best_passage(items: list[tuple[int, int, float]], k: int) -> None:
+    query = np.array([item[0] for item in items], dtype=np.int64)
+    document = np.array([item[1] for item in items], dtype=np.int64)
+    score = np.array([item[2] for item in items], dtype=np.float64)
+    row = np.arange(len(items))[::-1].copy()
+    ids = [b"e", b"d", b"c", b"b", b"a"]
+    best = best_passages(query, document, row, score)
+    ordered = break_ties(best, query, score, lambda at: [ids[document[i]] for i in at])
+    found = [(int(query[i]), float(score[i]), ids[document[i]], int(row[i])) for i in ordered]
+    model: dict[tuple[int, int], tuple[float, int]] = {}
+    for q, d, s, r in zip(query.tolist(), document.tolist(), score.tolist(), row.tolist()):  # noqa: B905
+        old = model.get((q, d))
+        if old is None or (-s, r) < (-old[0], old[1]):
+            model[q, d] = (s, r)
+    expected = sorted(
+        ((q, s, ids[d], r) for (q, d), (s, r) in model.items()),
+        key=lambda hit: (hit[0], -hit[1], hit[2]),
+    )
+    assert found == expected
+    kth, counts = kth_scores(query[best], score[best], np.full(3, k))
+    for q in range(3):
+        mine = [hit[1] for hit in expected if hit[0] == q]
+        assert counts[q] == len(mine)
+        assert kth[q] == (mine[k - 1] if len(mine) >= k else -np.inf)
+    assert ranks_within(query[ordered]).tolist() == [
+        rank for q in range(3) for rank in range(int(counts[q]))
+    ]
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@given(st.integers(1, 20_000), st.integers(1, 1_000_000), st.integers(0, 1_000_000))
+def test_the_guard_grows_until_it_scans(exact: bool, top_k: int, live_rows: int, dead: int) -> None:
+    live = all_live(8, 8)
+    live = type(live)(live.bits, live_rows + dead, live_rows, live_rows)
+    ask, turns = guard.first_ask(top_k, live, exact=exact), 0
+    while ask != guard.SCAN:
+        assert ask > 0
+        assert ask <= live.rows
+        wider = guard.next_ask(ask, top_k, exact, live_rows)
+        assert wider == guard.SCAN or wider > ask
+        ask, turns = wider, turns + 1
+    assert turns < 25
+
+
+def test_a_proposal_as_good_as_the_kth_score_is_not_enough() -> None:
+    enough = guard.enough_exact(
+        np.array([1.0, 1.0, 1.0, 1.0], dtype=np.float32),
+        np.array([False, False, True, False]),
+        np.array([0.5, 0.25, 0.5, np.inf]),
+        np.array([1.5, 1.5, -np.inf, 9.0]),
+    )
+    assert enough.tolist() == [False, True, True, False]
+
+
+@given(st.integers(1, 64), st.integers(1, 400))
+def test_segments_stay_few_and_rows_are_rebuilt_seldom(tail: int, rounds: int) -> None:
+    sizes: list[int] = []
+    rebuilt = 0
+    for _ in range(rounds):
+        plan = policy.plan([Size(rows, rows) for rows in sizes], tail, tail_full=True)
+        assert plan is not None
+        assert plan.with_tail
+        assert plan.segments == tuple(range(len(sizes) - len(plan.segments), len(sizes)))
+        merged = tail + sum(sizes[number] for number in plan.segments)
+        sizes = [*sizes[: len(sizes) - len(plan.segments)], merged]
+        rebuilt += merged
+        logarithm = np.log2(sum(sizes) / tail + 1)
+        assert len(sizes) <= logarithm + 1
+        assert rebuilt <= sum(sizes) * (3 * logarithm + 2)
+
+
+def test_dead_rows_are_compacted_one_segment_at_a_time() -> None:
+    sizes = [Size(100, 80), Size(100, 79), Size(10, 0)]
+    assert policy.plan(sizes, 5, tail_full=False) == policy.Plan((1,), with_tail=False)
+    assert policy.plan(sizes[:1], 5, tail_full=False) is None
+
+
+@pytest.mark.parametrize(
+    ("index", "rows", "expected"),
+    [
+        ("auto", 100, (Recipe.FLAT,)),
+        ("auto", 5_000, (Recipe.FLAT,)),
+        ("auto", 9_000, (Recipe.IVF_PQ, Recipe.FLAT)),
+        ("flat", 10**6, (Recipe.FLAT,)),
+        ("hnsw", 5_000, (Recipe.HNSW,)),
+        ("ivf-pq", 5_000, (Recipe.IVF_PQ,)),
+        ("ivf-pq", 500, (Recipe.FLAT,)),
+    ],
+)
+def test_recipes(index: str, rows: int, expected: tuple[Recipe, ...]) -> None:
+    assert policy.recipes(index, rows, flat_rows=8_192) == expected
+
+
+def test_growing_leaves_older_views_alone() -> None:
+    array: Growable[np.float32] = Growable(np.float32, (2,))
+    views = []
+    for number in range(300):
+        array.extend(np.full((1, 2), number))
+        views.append(array.view())
+    for number, view in enumerate(views):
+        assert view[:, 0].tolist() == list(range(number + 1))
