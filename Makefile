@@ -52,9 +52,12 @@ $(BENCH_VENV)/.installed: bench/peers/requirements.txt
 
 bench-single: install bench-peers
 	$(BIN)/python -m bench.single --peers --data $(BENCH_DATA)
+	$(BIN)/python -m bench.page
 
 bench-quality: install
 	$(BIN)/python -m bench.quality --data $(BENCH_DATA)
+	$(BIN)/python -m bench.page
 
 bench-ingest: install
 	$(BIN)/python -m bench.ingest --data $(BENCH_DATA)
+	$(BIN)/python -m bench.page

@@ -1,6 +1,7 @@
 """A real cluster for the length of a `with` block, and what its processes use."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -64,6 +65,7 @@ def running(shards: int, encoders: int) -> Iterator[Cluster]:
     Raises:
         RuntimeError: the cluster did not come up; the message has its output.
     """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))  # so that the cluster ends too
     port, metrics_port = free_port(), free_port()
     environment = {**os.environ, "SHOAL_ROUTER_METRICS_PORT": str(metrics_port)}
     with tempfile.TemporaryDirectory(prefix="shoal-bench-") as data:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import cycle, islice
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import grpc
 import numpy as np
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 import shoal.aio
 from bench import load, report
-from bench.cluster import Cluster
+from bench.cluster import Cluster, cpu_s
 from bench.faiss_baseline import Baseline, queries_per_s
 from shoal import Client
 from shoal.client.model import CollectionInfo
@@ -114,14 +114,26 @@ def ask_all(client: Client, queries: Rows, top_k: int) -> list[list[int]]:
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class Echo:
+    """A running echo server."""
+
+    address: str
+    pid: int
+
+    def cpu_s(self) -> dict[str, float]:
+        """Processor time used so far, seconds."""
+        return {"echo": cpu_s(self.pid)}
+
+
 @contextmanager
-def echo(reply_bytes: int) -> Iterator[str]:
-    """The echo server's address, while it runs."""
+def echo(reply_bytes: int) -> Iterator[Echo]:
+    """The echo server, while it runs."""
     command = [sys.executable, "-m", "bench.echo", f"--reply-bytes={reply_bytes}"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=report.ROOT) as server:
         assert server.stdout is not None
         try:
-            yield server.stdout.readline().strip()
+            yield Echo(server.stdout.readline().strip(), server.pid)
         finally:
             server.terminate()
 
@@ -149,19 +161,20 @@ class Runs:
                 for group, (method, message) in first.items()
             }
 
-    def repeat(self, echo_address: str, levels: tuple[int, ...], seconds: int) -> None:
+    def repeat(self, floor: Echo, levels: tuple[int, ...], seconds: int) -> None:
         """Everything once, each level's echo next to its search."""
         unary, batches = self._unary(), self._batches()
         for level in levels:
-            echoed = load.run(echo_address, SEARCH, unary, level, seconds)
-            self._seen["echo"][str(level)].append(echoed.as_json())
-            self._loaded("unary", SEARCH, unary, level, seconds)
+            self._seen["echo"][str(level)].append(
+                _loaded(floor, floor.address, (SEARCH, unary), level, seconds)
+            )
+            self._ask("unary", SEARCH, unary, level, seconds)
         for level in BATCHES_IN_FLIGHT:
             rates = queries_per_s(
                 self.baseline, self.queries, top_k=10, batch=BATCH, threads=2, seconds=seconds
             )
             self._seen["faiss"]["queries_per_s"].append(rates)
-            self._loaded("batch", SEARCH_BATCH, batches, level, seconds)
+            self._ask("batch", SEARCH_BATCH, batches, level, seconds)
         self._seen["python_client"]["search"].append(self._client_alone(seconds))
         self._seen["python_client"]["search_batch"].append(self._client_batch(seconds))
         rate = asyncio.run(_client_crowd(self.cluster.target, self.queries, seconds))
@@ -180,23 +193,14 @@ class Runs:
         result["faiss_queries_per_s"] = result.pop("faiss")["queries_per_s"]
         return result
 
-    def _loaded(
+    def _ask(
         self, group: str, method: str, messages: list[bytes], level: int, seconds: int
     ) -> None:
-        before = self.cluster.cpu_s()
-        measured = load.run(self.cluster.target, method, messages, level, seconds)
-        after = self.cluster.cpu_s()
-        self.failures += measured.failed
-        least = self.reply_bytes_least.get(group, measured.reply_bytes)
-        self.reply_bytes_least[group] = min(least, measured.reply_bytes)
-        # The warm-up's work counts too, so its share of the calls is added.
-        calls = measured.requests * (seconds + load.WARM_UP_S) / seconds
-        spent = {
-            f"{name}_us_per_call": round((after[name] - before[name]) / calls * 1e6, 1)
-            for name in before
-            if name != "controller"
-        }
-        self._seen[group][str(level)].append({**measured.as_json(), **spent})
+        run = _loaded(self.cluster, self.cluster.target, (method, messages), level, seconds)
+        self.failures += int(run["failed"])
+        least = self.reply_bytes_least.get(group, run["reply_bytes"])
+        self.reply_bytes_least[group] = min(least, run["reply_bytes"])
+        self._seen[group][str(level)].append(run)
 
     def _unary(self) -> list[bytes]:
         options = router_pb2.SearchOptions(top_k=10)
@@ -243,6 +247,30 @@ class Runs:
             if time.perf_counter() > begin + seconds:
                 break
         return {"queries_per_s": done / (time.perf_counter() - begin)}
+
+
+class _Spends(Protocol):
+    """Processes whose processor time is read."""
+
+    def cpu_s(self) -> dict[str, float]:
+        """Processor time used so far by name, seconds."""
+
+
+def _loaded(
+    spender: _Spends, address: str, calls: tuple[str, list[bytes]], level: int, seconds: int
+) -> dict[str, float]:
+    """One h2load run, and the processor time behind each of its calls."""
+    before = spender.cpu_s()
+    run = load.run(address, *calls, level, seconds)
+    after = spender.cpu_s()
+    # The warm-up's work is in the difference too, so its share of the calls is added.
+    done = run.requests * (seconds + load.WARM_UP_S) / seconds
+    spent = {
+        f"{name}_us_per_call": round((after[name] - before[name]) / done * 1e6, 1)
+        for name in before
+        if name != "controller"
+    }
+    return {**run.as_json(), **spent}
 
 
 async def _client_crowd(target: str, queries: Rows, seconds: float) -> dict[str, float]:

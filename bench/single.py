@@ -83,9 +83,9 @@ def measure(plan: Plan, given: vectors.Vectors) -> dict[str, Any]:
         }
         runs = measured.Runs(cluster, client, given.queries, baseline)
         reply_bytes = runs.reply_bytes()
-        with measured.echo(reply_bytes["unary"]) as echo_address:
+        with measured.echo(reply_bytes["unary"]) as floor:
             for _ in range(plan.repeats):
-                runs.repeat(echo_address, plan.levels, plan.seconds)
+                runs.repeat(floor, plan.levels, plan.seconds)
         again = measured.ask_all(client, given.queries, TOP_K)
         result["checks"] = {
             "answers_same_after_load": again == found,
