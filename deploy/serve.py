@@ -11,6 +11,8 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import uvloop
+
 from deploy.core.state import Role
 from deploy.launchers.processes import run_folder
 from deploy.launchers.runfiles import AlreadyRunning, RunFile, RunRecord
@@ -41,7 +43,7 @@ def main(arguments: Sequence[str] | None = None, builder: Callable[[Role], Serve
     except AlreadyRunning as error:
         print(error, file=sys.stderr)  # noqa: T201 - its log is its stderr
         return 1
-    return asyncio.run(_serve(record, run_file, builder, parsed.ready_fd))
+    return uvloop.run(_serve(record, run_file, builder, parsed.ready_fd))
 
 
 async def _serve(

@@ -1,6 +1,6 @@
 """Documents to passages and vectors, by whichever encoder has least to do."""
 
-import time
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,6 +23,8 @@ from shoal.errors import (
 from shoal.rpc.common.v1 import common_pb2
 from shoal.rpc.encoder.v1 import encoder_pb2
 from shoal.wire.arrays import vectors_from_message
+
+_MESSAGES_PER_ENCODER = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,7 @@ class DocumentEncoder:
         self._follower = follower
         self._peers = peers
         self._outstanding: dict[str, int] = {}
+        self._slots: dict[str, asyncio.Semaphore] = {}
 
     async def encode(
         self,
@@ -67,7 +70,6 @@ class DocumentEncoder:
         Raises:
             ShoalError: it may be possible later.
         """
-        deadline_s = time.monotonic() + timeout_s
         try:
             return await self._encode(collection, documents, request_id, timeout_s)
         except LimitExceeded as error:
@@ -75,12 +77,8 @@ class DocumentEncoder:
             if len(documents) == 1:
                 return [error]
         half = len(documents) // 2
-        first = await self.encode(
-            collection, documents[:half], request_id, deadline_s - time.monotonic()
-        )
-        return first + await self.encode(
-            collection, documents[half:], request_id, deadline_s - time.monotonic()
-        )
+        first = await self.encode(collection, documents[:half], request_id, timeout_s)
+        return first + await self.encode(collection, documents[half:], request_id, timeout_s)
 
     async def _encode(
         self,
@@ -103,8 +101,10 @@ class DocumentEncoder:
         address = self._follower.current.addresses.get(name, "")
         self._outstanding[name] = self._outstanding.get(name, 0) + 1
         try:
-            encoder = self._peers.encoder(address)
-            response = await invoke(encoder.EncodeDocuments, request, timeout_s)
+            # Two messages keep an encoder busy; more would only use up their time in its queue.
+            async with self._slots.setdefault(name, asyncio.Semaphore(_MESSAGES_PER_ENCODER)):
+                encoder = self._peers.encoder(address)
+                response = await invoke(encoder.EncodeDocuments, request, timeout_s)
         except (ClusterUnreachable, Cancelled, FingerprintMismatch) as error:
             raise EncoderUnavailable(f"{name} does not encode: {error}") from error
         finally:

@@ -43,7 +43,7 @@ class RouterSettings:
         ingest_patience_ms: how long an ingest waits for a shard or encoder to
             come back.
         write_timeout_ms: one call that writes.
-        encode_timeout_ms: one call that encodes documents.
+        encode_timeout_ms: one message of documents in an encoder.
         admin_timeout_ms: one admin call of a caller who gives no deadline.
         watch_retry_ms: pause before the controller is looked for again.
     """
@@ -79,7 +79,7 @@ class RouterSettings:
     ingest_linger_ms: float = 5.0
     ingest_patience_ms: int = 60_000
     write_timeout_ms: int = 30_000
-    encode_timeout_ms: int = 120_000
+    encode_timeout_ms: int = 300_000
     admin_timeout_ms: int = 120_000
     watch_retry_ms: int = 200
 
