@@ -5,6 +5,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -24,7 +25,9 @@ from deploy.launchers.ray_actors import CONTROLLER, create_controller
 from deploy.launchers.runfiles import RunRecord, living, read_living
 from deploy.ray_head import RAY, ray_environment
 
-_HEAD_TIMEOUT_S = 90.0
+_HEAD_ATTEMPTS = 2
+"""Ray gives itself 30 s to start, which a busy machine may exceed once."""
+_REACH_TIMEOUT_S = 5.0
 _CONTROLLER_TIMEOUT_S = 120.0
 _STOP_GRACE_S = 3.0
 _END_TIMEOUT_S = 20.0
@@ -74,22 +77,30 @@ class RayBackend:
             *(sys.executable, "-m", "deploy.ray_head", "--data", self._data),
             *("--temporary", temporary, "--cores", str(cores)),
         )
-        pid = spawn(self._data, RAY, command, ray_environment(self._data))
-        give_up = time.monotonic() + _HEAD_TIMEOUT_S
-        while not (address := self._head_address()):
-            if _ended(pid) or time.monotonic() > give_up:
-                raise ClusterError(f"Ray does not start: {self.trouble()}")
-            time.sleep(_POLL_S)
+        address = ""
+        for _ in range(_HEAD_ATTEMPTS):
+            pid = spawn(self._data, RAY, command, ray_environment(self._data))
+            address = self._wait_for_head(pid)
+            if address:
+                break
+        else:
+            raise ClusterError(f"Ray does not start: {self.trouble()}")
         self.file = replace(self.file, ray_address=address)
         self.file.write(self._data)
 
-    def _head_address(self) -> str:
-        record = read_living(run_folder(self._data), RAY)
-        return record.address if record is not None else ""
+    def _wait_for_head(self, pid: int) -> str:
+        """The head's address once it serves; empty if it ended before."""
+        while not _ended(pid):
+            record = read_living(run_folder(self._data), RAY)
+            if record is not None and record.address:
+                return record.address
+            time.sleep(_POLL_S)
+        return ""
 
     @contextmanager
     def _connected(self) -> Iterator[None]:
         """This process as a driver of the Ray cluster."""
+        _refuse_unreachable(self.file.ray_address)
         try:
             ray.init(
                 address=self.file.ray_address,
@@ -168,6 +179,19 @@ class RayBackend:
             ray.wait(stops, num_returns=len(stops), timeout=_STOP_GRACE_S + 1.0) if stops else None
         for actor in actors:
             ray.kill(actor, no_restart=True)
+
+
+def _refuse_unreachable(address: str) -> None:
+    """Raises ClusterError where nothing listens: Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise ClusterError(
+            f"{address!r} is no address of a Ray cluster: give HOST:PORT of its head (GCS)"
+        )
+    try:
+        socket.create_connection((host, int(port)), _REACH_TIMEOUT_S).close()
+    except OSError as error:
+        raise ClusterError(f"no Ray at {address}: {error}") from error
 
 
 def _ended(pid: int) -> bool:

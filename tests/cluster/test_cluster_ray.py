@@ -80,6 +80,14 @@ def test_ray_restarts_the_controller_which_adopts_the_actors(running: Cluster) -
     assert after == before
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1"])
+def test_a_ray_that_is_not_there_is_refused_at_once(tmp_path: Path, address: str) -> None:
+    up = run_shoal("up", "-d", "--port", "0", "--data", str(tmp_path / "data"), "--ray", address)
+    assert up.returncode == 1
+    assert address in up.stderr
+    assert not (tmp_path / "data" / "cluster.json").exists()
+
+
 def test_down_ends_our_ray_and_leaves_nothing(running: Cluster) -> None:
     """Runs last: it ends the module's cluster."""
     members = session(head_pid(running.data))
