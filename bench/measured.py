@@ -27,7 +27,6 @@ from shoal.wire.arrays import matrix_to_message
 
 NAME = "bench"
 BATCH = 64
-BATCHES_IN_FLIGHT = (1, 2, 4)
 CLIENT_TASKS = 64
 CALL_S = 30.0
 STATUS_LAG_S = 30.0
@@ -161,7 +160,9 @@ class Runs:
                 for group, (method, message) in first.items()
             }
 
-    def repeat(self, floor: Echo, levels: tuple[int, ...], seconds: int) -> None:
+    def repeat(
+        self, floor: Echo, levels: tuple[int, ...], batches_in_flight: tuple[int, ...], seconds: int
+    ) -> None:
         """Everything once, each level's echo next to its search."""
         unary, batches = self._unary(), self._batches()
         for level in levels:
@@ -169,7 +170,7 @@ class Runs:
                 _loaded(floor, floor.address, (SEARCH, unary), level, seconds)
             )
             self._ask("unary", SEARCH, unary, level, seconds)
-        for level in BATCHES_IN_FLIGHT:
+        for level in batches_in_flight:
             rates = queries_per_s(
                 self.baseline, self.queries, top_k=10, batch=BATCH, threads=2, seconds=seconds
             )

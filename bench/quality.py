@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import grpc
-import numpy as np
 
 from bench import report, vectors
 from bench.cluster import running
@@ -87,7 +86,6 @@ def _one(
         "chunk_tokens": info.chunk_tokens,
         "index": described(info),
         "ingest_s": round(ingested_s, 1),
-        "p50_ms": round(float(np.median(found.latencies_ms)), 2),
     }
 
 

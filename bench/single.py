@@ -37,6 +37,7 @@ class Plan:
         repeats: of everything, interleaved.
         seconds: of each measurement, whole.
         levels: calls in flight.
+        batches: batches of 64 in flight.
         shards: shard processes.
         index: asked of Shoal.
     """
@@ -46,12 +47,13 @@ class Plan:
     repeats: int = 3
     seconds: int = 5
     levels: tuple[int, ...] = (1, 16, 64, 256)
+    batches: tuple[int, ...] = (1, 2, 4)
     shards: int = 2
     index: str = "ivf-pq"
 
 
 FULL = Plan()
-QUICK = Plan(count=3_000, queries=128, repeats=1, seconds=1, levels=(1, 16))
+QUICK = Plan(count=2_000, queries=128, repeats=1, seconds=1, levels=(1, 16), batches=(1,))
 
 
 def measure(plan: Plan, given: vectors.Vectors) -> dict[str, Any]:
@@ -85,7 +87,7 @@ def measure(plan: Plan, given: vectors.Vectors) -> dict[str, Any]:
         reply_bytes = runs.reply_bytes()
         with measured.echo(reply_bytes["unary"]) as floor:
             for _ in range(plan.repeats):
-                runs.repeat(floor, plan.levels, plan.seconds)
+                runs.repeat(floor, plan.levels, plan.batches, plan.seconds)
         again = measured.ask_all(client, given.queries, TOP_K)
         result["checks"] = {
             "answers_same_after_load": again == found,

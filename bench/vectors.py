@@ -24,8 +24,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.exact_reference import encode, read_jsonl
-
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = ROOT / ".cache" / "bench"
 CORPORA = ("scifact", "nfcorpus")
@@ -64,6 +62,8 @@ def corpus_texts(data: Path, count: int) -> list[str]:
     Raises:
         ValueError: the corpora do not hold so many.
     """
+    from bench.exact_reference import read_jsonl  # noqa: PLC0415  (imports torch)
+
     sentences: dict[str, None] = {}
     pairs: dict[str, None] = {}
     for name in CORPORA:
@@ -86,6 +86,8 @@ def corpus_texts(data: Path, count: int) -> list[str]:
 
 def question_texts(data: Path, count: int, taken: set[str]) -> list[str]:
     """`count` of the corpora's questions, chosen by hash, none of them in `taken`."""
+    from bench.exact_reference import read_jsonl  # noqa: PLC0415  (imports torch)
+
     texts = {
         item["text"] for name in CORPORA for item in read_jsonl(data / name / "queries.jsonl.gz")
     } - taken
@@ -154,6 +156,8 @@ def _cached(texts: list[str]) -> Rows:
     name = hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
     path = CACHE / f"minilm-{len(texts)}-{name}.npy"
     if not path.exists():
+        from bench.exact_reference import encode  # noqa: PLC0415  (imports torch)
+
         path.parent.mkdir(parents=True, exist_ok=True)
         rows = encode(texts).astype(np.float32)
         partial = path.with_suffix(".partial.npy")

@@ -38,5 +38,5 @@ class _Counter:
 
 if folder := os.environ.get("BENCH_FSYNC_FOLDER"):
     _counter = _Counter(Path(folder, f"{os.getpid()}.fsyncs"))
-    os.fsync = _counter.wrapped(os.fsync)
-    os.fdatasync = _counter.wrapped(os.fdatasync)
+    os.fsync = _counter.wrapped(os.fsync)  # type: ignore[assignment]
+    os.fdatasync = _counter.wrapped(os.fdatasync)  # type: ignore[assignment]
