@@ -309,6 +309,19 @@ async def test_a_corrupt_segment_never_answers(tmp_path: Path) -> None:
         assert "index.faiss" in shard.detail
 
 
+async def test_a_damaged_manifest_never_answers(tmp_path: Path) -> None:
+    async with served(tmp_path) as peer:
+        await filled(peer)
+        await peer.stub.Optimize(shard_pb2.OptimizeRequest(key=peer.key))
+    for version in [path for path in (tmp_path / "catalog").rglob("*") if path.is_file()]:
+        data = bytearray(version.read_bytes())
+        data[len(data) // 2] ^= 1
+        version.write_bytes(data)
+    async with served(tmp_path) as peer:
+        assert (await failure(peer.open(2))).reason == "CORRUPT_CATALOG"
+        assert (await failure(peer.search(vectors(1)))).reason == "STALE_TOPOLOGY"
+
+
 async def test_a_full_disk_refuses_writes_and_serves_reads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
