@@ -57,7 +57,8 @@ def measure(given: vectors.Vectors, count: int) -> dict[str, Any]:
     """One ingest into an empty cluster."""
     with tempfile.TemporaryDirectory(prefix="shoal-bench-") as folder:
         os.environ[fsync_probe.FOLDER_VARIABLE] = folder
-        os.environ["PYTHONPATH"] = str(Path(fsync_probe.__file__).parent)
+        found = [str(Path(fsync_probe.__file__).parent), os.environ.get("PYTHONPATH", "")]
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, found))
         with running(shards=SHARDS, encoders=0) as cluster, cluster.connect() as client:
             return _ingested(client, given.documents[:count], Path(folder)) | {
                 "resident_mib": cluster.resident_mib()
