@@ -353,3 +353,18 @@ def test_a_stray_shard_is_closed_where_it_does_not_belong() -> None:
     other = "server-1" if holder == "server-0" else "server-0"
     world.seen[other] = replace(world.seen[other], strays=frozenset({ref}))
     assert world.plan() == [CloseShard(ref, other)]
+
+
+def test_what_failed_waits_its_time() -> None:
+    world = settled_world()
+    world.seen["server-0"] = Process("server-0", Role.SERVER, Phase.DEAD, 1, retry_at_ns=9)
+    ref = next(
+        ref
+        for ref, placement in zip(
+            world.collections["c"].refs(), world.collections["c"].shards, strict=True
+        )
+        if placement.server == "server-1"
+    )
+    world.shards[ref] = replace(world.shards[ref], phase=ShardPhase.FAILED, retry_at_ns=9)
+    for world.now_ns, kinds in ((8, set()), (9, {StartProcess, OpenShard})):
+        assert {type(action) for action in world.plan()} == kinds
