@@ -31,7 +31,10 @@ if TYPE_CHECKING:
 _POLL_S = 0.2
 
 DataOption = Annotated[
-    Path, typer.Option("--data", metavar="DIR", help="The cluster's folder; made if missing.")
+    Path,
+    typer.Option(
+        "--data", envvar="SHOAL_DATA", metavar="DIR", help="The cluster's folder; made if missing."
+    ),
 ]
 
 
@@ -50,12 +53,16 @@ def up(  # noqa: PLR0913 - each is an option of the command
     ] = 2,
     encoders: Annotated[int, typer.Option(min=0, help="Encoder workers; 0: vectors only.")] = 1,
     routers: Annotated[int, typer.Option(min=1, help="Routers, on PORT, PORT+1, ...")] = 1,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes free ones.")] = 50051,
+    port: Annotated[
+        int, typer.Option(envvar="SHOAL_PORT", min=0, max=65535, help="0 takes free ones.")
+    ] = 50051,
     data: DataOption = Path(".shoal"),
     ray: Annotated[
         str, typer.Option(metavar="ADDRESS", help="Use this Ray cluster instead of a new one.")
     ] = "",
-    no_ray: Annotated[bool, typer.Option("--no-ray", help="Plain processes.")] = False,
+    no_ray: Annotated[
+        bool, typer.Option("--no-ray", envvar="SHOAL_NO_RAY", help="Plain processes.")
+    ] = False,
     detach: Annotated[
         bool, typer.Option("--detach", "-d", help="Return when it serves; `shoal down` ends it.")
     ] = False,
