@@ -185,10 +185,17 @@ def coverage(collection: CollectionInfo) -> dict[str, int]:
 
 
 def _show(seen: ClusterStatus) -> None:
-    rows = table("process", "state", "address", "pid", "restarts", right=("pid", "restarts"))
+    rows = table(
+        *("process", "state", "address", "pid", "restarts", "detail"), right=("pid", "restarts")
+    )
     for process in seen.processes:
         rows.add_row(
-            process.name, process.state, process.address, str(process.pid), str(process.restarts)
+            process.name,
+            process.state,
+            process.address,
+            str(process.pid),
+            str(process.restarts),
+            printable(process.detail),
         )
     show(rows)
     for collection in seen.collections:

@@ -1,6 +1,8 @@
 """`shoal create`, `drop`, `ls`, `optimize`, `accept-loss`."""
 
+import os
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -85,7 +87,7 @@ def create(  # noqa: PLR0913 - each is an option of the command
         made = client.create_collection(
             name,
             kind.value,
-            encoder=encoder,
+            encoder=_from_anywhere(encoder),
             dim=dim,
             index=index.value,
             chunk_tokens=chunk_tokens,
@@ -96,6 +98,13 @@ def create(  # noqa: PLR0913 - each is an option of the command
         print_json(collection_json(made))
     else:
         show(collections_table([made]))
+
+
+def _from_anywhere(encoder: str) -> str:
+    """A folder's path without the current folder, which encoder workers do not share."""
+    is_path = encoder.startswith((".", "~")) or os.sep in encoder
+    folder = Path(encoder).expanduser()
+    return str(folder.resolve()) if is_path and folder.is_dir() else encoder
 
 
 def drop(name: NameArgument, target: TargetOption = DEFAULT_TARGET) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from shoal.errors import InsufficientCoverage, PositionNotReached, ShoalError
+from shoal.errors import InsufficientCoverage, Overloaded, PositionNotReached, ShoalError
 from shoal.types import Coverage, MissingShard
 
 
@@ -31,16 +31,18 @@ def shortfall(
     """The error of an answer that covers less than its caller accepts; else None.
 
     A shard that says the caller is wrong (a bad vector) is never a matter of
-    coverage: every other shard would say so too.
+    coverage: every other shard would say so too. Where every missing shard waits
+    for a write, or refuses work, that is the error: it says what to do better.
     """
     for error in missing.values():
         if error.caller_fault:
             return error
     if coverage.ratio >= min_coverage:
         return None
-    behind = [error for error in missing.values() if isinstance(error, PositionNotReached)]
-    if behind and len(behind) == len(missing):
-        return behind[0]
+    errors = list(missing.values())
+    for kind in (PositionNotReached, Overloaded):
+        if errors and all(isinstance(error, kind) for error in errors):
+            return max(errors, key=lambda error: error.retry_after_s or 0.0)
     names = ",".join(f"{each.shard}:{each.reason}" for each in coverage.missing)
     return InsufficientCoverage(
         f"{coverage.documents_covered} of {coverage.documents_total} documents are behind the "

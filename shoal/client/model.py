@@ -293,6 +293,7 @@ class ProcessInfo:
         state: "starting", "serving" or "dead".
         pid: on its host; 0 when unknown.
         restarts: times that it was started again.
+        detail: why it does not serve; empty when nothing is wrong.
     """
 
     name: str
@@ -301,6 +302,7 @@ class ProcessInfo:
     state: str
     pid: int
     restarts: int
+    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)

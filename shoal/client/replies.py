@@ -120,7 +120,15 @@ def cluster_status(response: router_pb2.GetStatusResponse) -> ClusterStatus:
     """The cluster's state."""
     return ClusterStatus(
         processes=tuple(
-            ProcessInfo(item.name, item.role, item.address, item.state, item.pid, item.restarts)
+            ProcessInfo(
+                item.name,
+                item.role,
+                item.address,
+                item.state,
+                item.pid,
+                item.restarts,
+                item.detail,
+            )
             for item in response.processes
         ),
         collections=tuple(map(collection_info, response.collections)),

@@ -42,6 +42,17 @@ def test_an_empty_missing_shard_is_no_full_coverage() -> None:
     assert shortfall(coverage, 0.99, missing) is None
 
 
+def test_when_every_missing_shard_refuses_work_so_does_the_answer() -> None:
+    missing = {
+        0: Overloaded("full", retry_after_s=0.1),
+        2: Overloaded("full", retry_after_s=0.4),
+    }
+    error = shortfall(coverage_of([1, 1, 1], missing), 1.0, missing)
+    assert isinstance(error, Overloaded)
+    assert error.retry_after_s == 0.4
+    assert shortfall(coverage_of([1, 1, 1], missing), 0.3, missing) is None
+
+
 def test_a_shortfall_names_the_shards_and_why() -> None:
     missing = {5: ShardUnavailable("gone"), 2: DeadlineExceeded("late")}
     error = shortfall(coverage_of([1] * 6, missing), 0.9, missing)
