@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import grpc
@@ -41,8 +41,9 @@ async def process(data: Path, seal: int) -> AsyncIterator[tuple[Peer, asyncio.su
         async with connected(line.decode().strip()) as peer:
             yield peer, running
     finally:
-        if running.returncode is None:
-            os.kill(running.pid, signal.SIGKILL)
+        # The body may have killed it already, and then it may have been reaped or not.
+        with suppress(ProcessLookupError):
+            running.kill()
         await running.wait()
 
 
