@@ -16,11 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from bench import load, measured, peers_run, plot, report, vectors
 from bench.cluster import running
 from bench.faiss_baseline import build
+from shoal import Client
 
 TOP_K = 10
 LEAST_RECALL = 0.99
@@ -58,7 +57,7 @@ QUICK = Plan(count=2_000, queries=128, repeats=1, seconds=1, levels=(1, 16), bat
 
 def measure(plan: Plan, given: vectors.Vectors) -> dict[str, Any]:
     """Shoal, echo and FAISS."""
-    exact = vectors.exact_neighbours(given, TOP_K)
+    exact = vectors.exact_neighbours(given.documents, given.queries, TOP_K)
     with running(shards=plan.shards, encoders=0) as cluster, cluster.connect() as client:
         idle_mib = cluster.resident_mib()
         filled = measured.fill(client, given.documents, plan.index)
@@ -69,6 +68,7 @@ def measure(plan: Plan, given: vectors.Vectors) -> dict[str, Any]:
                 "processes": {"routers": 1, "shard_servers": plan.shards},
                 "index": measured.described(info),
                 "recall@10": round(vectors.recall(found, exact), 4),
+                **_recall_of_questions(client, given),
                 "ingest_s": round(filled.ingest_s, 1),
                 "optimize_s": round(filled.optimize_s, 1),
                 "resident_mib": cluster.resident_mib(),
@@ -97,6 +97,15 @@ def measure(plan: Plan, given: vectors.Vectors) -> dict[str, Any]:
             "reply_bytes_least": runs.reply_bytes_least,
         }
         return result | runs.medians()
+
+
+def _recall_of_questions(client: Client, given: vectors.Vectors) -> dict[str, float]:
+    """Recall of questions that are not like the documents, where there are some."""
+    if not len(given.questions):
+        return {}
+    found = measured.ask_all(client, given.questions, TOP_K)
+    exact = vectors.exact_neighbours(given.documents, given.questions, TOP_K)
+    return {"recall@10_questions": round(vectors.recall(found, exact), 4)}
 
 
 def bars(result: dict[str, Any], levels: tuple[int, ...]) -> list[dict[str, Any]]:
@@ -152,8 +161,8 @@ def main() -> None:
     }
     result["bars"] = bars(result, plan.levels)
     if arguments.peers:
-        exact = vectors.exact_neighbours(given, TOP_K)
-        result["peers"] = peers_run.run_all(given, np.asarray(exact), LEAST_RECALL, plan.seconds)
+        exact = vectors.exact_neighbours(given.documents, given.queries, TOP_K)
+        result["peers"] = peers_run.run_all(given, exact, LEAST_RECALL, plan.seconds)
     report.keep("single", result, arguments.out)
     plot.single(result, arguments.out / "single.svg")
 
