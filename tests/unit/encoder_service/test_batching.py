@@ -221,4 +221,4 @@ class Planner(RuleBasedStateMachine):
 
 
 TestPlanner = Planner.TestCase
-TestPlanner.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestPlanner.settings = settings(max_examples=25, stateful_step_count=20, deadline=None)

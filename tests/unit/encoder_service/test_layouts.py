@@ -27,6 +27,8 @@ from tests.unit.encoder_service.checkpoints import (
     write_json,
 )
 
+pytestmark = pytest.mark.slow  # loads torch and transformers
+
 SETTINGS = EncoderSettings(hub_downloads=False)
 TEXTS = [
     "what makes the sky blue",

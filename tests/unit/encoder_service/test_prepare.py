@@ -112,7 +112,7 @@ def test_the_end_of_twenty_thousand_tokens_is_encoded() -> None:
     assert not prepared.truncated
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     st.text(max_size=60),
     st.one_of(
