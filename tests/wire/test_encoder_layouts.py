@@ -1,4 +1,8 @@
-"""Model folders as users have them, against a direct forward pass."""
+"""Model folders as users have them, against a direct forward pass.
+
+No sockets here: it stands beside the wire tests because it loads torch, which
+alone takes longer than all unit tests may.
+"""
 
 import io
 import json
