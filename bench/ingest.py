@@ -44,7 +44,7 @@ class Progress:
     def rates(self, count: int) -> list[float]:
         """Documents a second in each of WINDOWS equal parts."""
         edges = np.interp(np.linspace(0, count, WINDOWS + 1), self.documents, self.seconds)
-        return [round(count / WINDOWS / seconds, 1) for seconds in np.diff(edges)]
+        return [round(count / WINDOWS / seconds, 1) for seconds in np.diff(edges).tolist()]
 
 
 def documents(rows: measured.Rows) -> Iterator[dict[str, Any]]:

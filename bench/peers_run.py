@@ -56,6 +56,7 @@ def _run(name: str, file: Path, least_recall: float, seconds: float) -> dict[str
         except subprocess.TimeoutExpired:
             return {"error": f"not done after {TIMEOUT_S} s"}
     if done.returncode != 0:
-        return {"error": (done.stderr.strip().splitlines() or ["no output"])[-1]}
+        said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        return {"error": f"exit status {done.returncode}: {said}"}
     result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return result
