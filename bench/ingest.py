@@ -3,7 +3,9 @@
 Vectors given, two shard processes, `auto` index: documents a second in ten
 equal windows of one ingest, at 10,000 and at 100,000 documents; the fsyncs
 behind them, and the memory afterwards. Sealing and merging run meanwhile, on
-the same cores, and are part of what is measured.
+the same cores, and are part of what is measured: so a run is faster until its
+first seal, and 10,000 documents may be stored before it. Whether the cost
+grows shows in the windows after that.
 
 Example:
     python -m bench.ingest
@@ -25,7 +27,7 @@ from shoal import Client, IngestReport
 
 SIZES = (10_000, 100_000)
 WINDOWS = 10
-GROWTH = 0.7  # the last windows' rate is to be at least this share of the first's
+GROWTH = 0.8  # share of the middle windows' rate that the last are to keep
 SHARDS = 2
 
 
@@ -61,7 +63,8 @@ def measure(given: vectors.Vectors, count: int) -> dict[str, Any]:
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, found))
         with running(shards=SHARDS, encoders=0) as cluster, cluster.connect() as client:
             return _ingested(client, given.documents[:count], Path(folder)) | {
-                "resident_mib": cluster.resident_mib()
+                "resident_mib": cluster.resident_mib(),
+                "cpu_s": {name: round(spent, 2) for name, spent in cluster.cpu_s().items()},
             }
 
 
@@ -82,6 +85,7 @@ def _ingested(client: Client, rows: measured.Rows, folder: Path) -> dict[str, An
         "documents_per_s": round(len(rows) / progress.seconds[-1], 1),
         "documents_per_s_by_window": rates,
         "last_three_windows_per_first_three": round(sum(rates[-3:]) / sum(rates[:3]), 3),
+        "last_three_windows_per_middle_three": round(sum(rates[-3:]) / sum(rates[3:6]), 3),
         "fsyncs": fsyncs - fsyncs_before,
         "fsync_s": round(fsync_s - fsync_s_before, 2),
         "again_unchanged_per_s": round(len(rows) / again.seconds[-1], 1),
@@ -103,16 +107,13 @@ def main() -> None:
     runs = [measure(given, count) for count in arguments.sizes]
     result["data"] = given.source
     result["runs"] = runs
-    growth = runs[-1]["documents_per_s"] / runs[0]["documents_per_s"]
     result["bars"] = [
         report.bar(
-            f"rate of the last three windows / the first three, {run['documents']} documents",
-            run["last_three_windows_per_first_three"],
+            f"rate of windows 8 to 10 / 4 to 6, {run['documents']} documents",
+            run["last_three_windows_per_middle_three"],
             least=GROWTH,
         )
         for run in runs
-    ] + [
-        report.bar(f"rate at {arguments.sizes[-1]} / at {arguments.sizes[0]}", growth, least=GROWTH)
     ]
     report.keep("ingest", result, arguments.out)
 
