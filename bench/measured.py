@@ -5,8 +5,8 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import cycle, islice
 from typing import Any, Protocol, cast
@@ -126,15 +126,25 @@ class Echo:
 
 
 @contextmanager
-def echo(reply_bytes: int) -> Iterator[Echo]:
-    """The echo server, while it runs."""
+def echo(reply_bytes: int, asked: Sequence[str] = ()) -> Iterator[Echo]:
+    """A no-op server while it runs; one that asks others first where `asked` names some."""
     command = [sys.executable, "-m", "bench.echo", f"--reply-bytes={reply_bytes}"]
+    command += [f"--ask={address}" for address in asked]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=report.ROOT) as server:
         assert server.stdout is not None
         try:
             yield Echo(server.stdout.readline().strip(), server.pid)
         finally:
             server.terminate()
+
+
+@contextmanager
+def floors(reply_bytes: int, shards: int) -> Iterator[dict[str, Echo]]:
+    """An echo, and a relay to as many no-op servers as there are shards."""
+    with ExitStack() as running:
+        leaves = [running.enter_context(echo(reply_bytes)) for _ in range(shards)]
+        relay = running.enter_context(echo(reply_bytes, [leaf.address for leaf in leaves]))
+        yield {"echo": running.enter_context(echo(reply_bytes)), "relay": relay}
 
 
 @dataclass(slots=True)
@@ -161,14 +171,19 @@ class Runs:
             }
 
     def repeat(
-        self, floor: Echo, levels: tuple[int, ...], batches_in_flight: tuple[int, ...], seconds: int
+        self,
+        floors: Mapping[str, Echo],
+        levels: tuple[int, ...],
+        batches_in_flight: tuple[int, ...],
+        seconds: int,
     ) -> None:
-        """Everything once, each level's echo next to its search."""
+        """Everything once, each level's floors next to its search."""
         unary, batches = self._unary(), self._batches()
         for level in levels:
-            self._seen["echo"][str(level)].append(
-                _loaded(floor, floor.address, (SEARCH, unary), level, seconds)
-            )
+            for name, floor in floors.items():
+                self._seen[name][str(level)].append(
+                    _loaded(floor, floor.address, (SEARCH, unary), level, seconds)
+                )
             self._ask("unary", SEARCH, unary, level, seconds)
         for level in batches_in_flight:
             rates = queries_per_s(

@@ -33,10 +33,12 @@ How it is measured: h2load, a generator in C, posts framed gRPC bodies over at m
 it reads its body anew for every call from a file that is overwritten 1,000 times a second with
 another of the 1,000 questions. Vectors and answers are never cached, so each is searched. The
 echo is the same server class, event loop and method in a process of its own, with a reply of the
-same length and nothing done for it. Raw FAISS runs in process on the same index type, with its
-cheapest settings that reach the recall, on both cores, in batches of 64; the better of OpenMP and
-one call per thread counts. h2load does not see gRPC statuses: errors show in the bytes of the
-replies and in the router's own counters, and all answers are compared before and after.
+same length and nothing done for it. The relay is such a server that first asks two others, one
+call each per question: the hops of a search, without the search and without rounds. Raw FAISS
+runs in process on the same index type, with its cheapest settings that reach the recall, on both
+cores, in batches of 64; the better of OpenMP and one call per thread counts. h2load does not see
+gRPC statuses: errors show in the bytes of the replies and in the router's own counters, and all
+answers are compared before and after.
 """
 
 
@@ -76,13 +78,15 @@ def bars(result: dict[str, Any]) -> str:
 def single(result: dict[str, Any]) -> str:
     """`make bench-single`."""
     documents, dim = result["data"]["shape"]
-    rows = [
+    cells = [
         (
             level,
             f"{result['echo'][level]['rate_per_s']:,.0f}",
+            f"{result['relay'][level]['rate_per_s']:,.0f}",
             f"{run['rate_per_s']:,.0f}",
             f"{run['rate_per_s'] / result['echo'][level]['rate_per_s']:.2f}",
             f"{result['echo'][level]['p50_ms']:.2f}",
+            f"{result['relay'][level]['p50_ms']:.2f}",
             f"{run['p50_ms']:.2f}",
             f"{run['p99_ms']:.2f}",
             f"{result['echo'][level]['echo_us_per_call']:.0f}",
@@ -91,7 +95,9 @@ def single(result: dict[str, Any]) -> str:
         )
         for level, run in result["unary"].items()
     ]
-    head = ("in flight", "echo/s", "Shoal/s", "ratio", "echo p50 ms", "p50 ms", "p99 ms")
+    rates = ("in flight", "echo/s", "relay/s", "Shoal/s", "Shoal / echo")
+    times = ("echo p50 ms", "relay p50 ms", "p50 ms", "p99 ms")
+    costs = ("echo CPU us", "router CPU us", "each shard CPU us")
     shoal, faiss = result["shoal"], result["faiss"]
     clients = result["python_client"]
     return "\n".join(
@@ -102,7 +108,7 @@ def single(result: dict[str, Any]) -> str:
             f"{result['repeats']} interleaved repeats of {result['seconds_each']} s.\n",
             bars(result),
             "",
-            table((*head, "echo CPU us", "router CPU us", "each shard CPU us"), rows),
+            table((*rates, *times, *costs), cells),
             "",
             "![rates](../bench/results/single.svg)",
             SINGLE_NOTES,

@@ -1,10 +1,11 @@
 """Speed of single-vector search through a real cluster, beside its floor and its peers.
 
 One run measures, on the same cores and the same vectors: a no-op unary echo
-server, Shoal (one router, two shard processes) and raw FAISS in process,
-interleaved and repeated, then the peers (`--peers`). Questions are vectors, ten
-ids and scores come back, recall@10 is checked through the API. Shoal caches
-encoded words, never vectors or answers: each question is searched anew.
+server, a no-op relay to two no-op servers, Shoal (one router, two shard
+processes) and raw FAISS in process, interleaved and repeated, then the peers
+(`--peers`). Questions are vectors, ten ids and scores come back, recall@10 is
+checked through the API. Shoal caches encoded words, never vectors or answers:
+each question is searched anew.
 
 Example:
     python -m bench.single --peers
@@ -85,9 +86,9 @@ def measure(plan: Plan, given: vectors.Vectors) -> dict[str, Any]:
         }
         runs = measured.Runs(cluster, client, given.queries, baseline)
         reply_bytes = runs.reply_bytes()
-        with measured.echo(reply_bytes["unary"]) as floor:
+        with measured.floors(reply_bytes["unary"], plan.shards) as floors:
             for _ in range(plan.repeats):
-                runs.repeat(floor, plan.levels, plan.batches, plan.seconds)
+                runs.repeat(floors, plan.levels, plan.batches, plan.seconds)
         again = measured.ask_all(client, given.queries, TOP_K)
         result["checks"] = {
             "answers_same_after_load": again == found,
