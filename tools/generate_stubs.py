@@ -23,11 +23,17 @@ def generate(target: Path) -> None:
     """Writes the stubs of every proto, and the packages they live in, below `target`."""
     sources = sorted(str(path) for path in PROTOS.rglob("*.proto"))
     include = str(importlib.resources.files("grpc_tools") / "_proto")
+    # Named, because protoc looks on PATH alone, where this interpreter's scripts need not be.
+    scripts = Path(sys.executable).parent
+    plugins = [
+        f"--plugin={name}={scripts / name}" for name in ("protoc-gen-mypy", "protoc-gen-mypy_grpc")
+    ]
     code = protoc.main(
         [
             "protoc",
             f"-I{PROTOS}",
             f"-I{include}",
+            *plugins,
             f"--python_out={target}",
             f"--grpc_python_out={target}",
             f"--mypy_out=quiet:{target}",
