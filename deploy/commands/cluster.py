@@ -98,16 +98,19 @@ def up(  # noqa: PLR0913 - each is an option of the command
         running = cluster.up(options, _say)
     except backend.ClusterError as error:
         _fail(str(error))
-    typer.echo(f"Shoal serves at {running.target}" + (f"; {_hint(data)}" if detach else ""))
-    if not detach:
-        _wait(str(data.resolve()), running)
+    if detach:
+        typer.echo(f"Shoal serves at {running.target}; {_hint(data)}")
+    else:
+        _attend(str(data.resolve()), running)
 
 
-def _wait(data: str, file: ClusterFile) -> None:
+def _attend(data: str, file: ClusterFile) -> None:
     from deploy import backend, cluster  # noqa: PLC0415 - as above
 
-    typer.echo("Ctrl-C ends it.")
     try:
+        # Inside, because whoever reads this may interrupt before the next line runs.
+        typer.echo(f"Shoal serves at {file.target}")
+        typer.echo("Ctrl-C ends it.")
         while cluster.backend_of(data, file).running():
             time.sleep(_POLL_S)
     except KeyboardInterrupt:

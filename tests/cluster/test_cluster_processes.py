@@ -70,15 +70,22 @@ def test_status_says_what_runs(running: Cluster) -> None:
     assert {process["name"]: process["state"] for process in status["processes"]} == dict.fromkeys(
         ["controller", "encoder-0", "router-0", "server-0", "server-1"], "serving"
     )
-    [_, vectors] = status["collections"]
-    assert vectors["coverage"] == {
+    everything = {
         "shards_total": 2,
         "shards_serving": 2,
         "documents_total": len(VECTORS),
         "documents_covered": len(VECTORS),
     }
+    # Counts are those that the shards last published, which follows a write by a moment.
+    wait_for(lambda: coverage_in_status(running) == everything)
     table = run_shoal("status", "--target", running.target)
     assert "300 of 300 documents" in table.stdout
+
+
+def coverage_in_status(running: Cluster) -> object:
+    answer = run_shoal("status", "--target", running.target, "--json")
+    [_, vectors] = json.loads(answer.stdout)["collections"]
+    return vectors["coverage"]
 
 
 def test_a_second_cluster_in_the_folder_is_refused(running: Cluster) -> None:
