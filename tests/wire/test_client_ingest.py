@@ -275,7 +275,10 @@ async def test_a_cancelled_ingest_leaves_nothing(router: FakeRouter) -> None:
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert asyncio.all_tasks() == before
+        # gRPC's own task ends when the cancellation comes back from its queue; a leak stays.
+        async with asyncio.timeout(10):
+            while asyncio.all_tasks() != before:
+                await asyncio.sleep(0.01)
         router.silent = False
         assert (await client.ingest("papers", documents(5))).documents == 5
 
