@@ -40,7 +40,7 @@ clean:
 BENCH_VENV := .bench-venv
 BENCH_DATA ?= ../shared/data
 
-.PHONY: bench-peers bench-single bench-quality bench-ingest
+.PHONY: bench-peers bench-single bench-quality bench-ingest bench-encoder
 
 bench-peers: $(BENCH_VENV)/.installed
 
@@ -61,3 +61,6 @@ bench-quality: install
 bench-ingest: install
 	$(BIN)/python -m bench.ingest --data $(BENCH_DATA)
 	$(BIN)/python -m bench.page
+
+bench-encoder: install
+	$(BIN)/python -m bench.encoder --data $(BENCH_DATA)

@@ -11,6 +11,7 @@ Example:
 """
 
 import argparse
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,6 +78,7 @@ def _one(
     file = data / name / "queries.jsonl.gz"
     found = run(client, label, judged_questions(read_queries(file), qrels, file), qrels)
     info = settled(client, label)
+    print(f"{name} {label}: {found.measures}", file=sys.stderr, flush=True)
     return {
         **{measure: round(value, 4) for measure, value in found.measures.items()},
         "queries": found.queries,

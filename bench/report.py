@@ -44,7 +44,7 @@ def surroundings() -> dict[str, Any]:
         },
         "versions": {
             "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in PACKAGES},
+            **{name: version for name in PACKAGES if (version := _version(name))},
         },
     }
 
@@ -84,6 +84,13 @@ def keep(name: str, result: dict[str, Any], folder: Path) -> None:
     print(text)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.json").write_text(text + "\n")
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""  # a benchmark of one service needs no other's packages
 
 
 def _cpuinfo(key: str) -> str:

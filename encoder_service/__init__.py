@@ -1,6 +1,6 @@
 """Text to vectors: cards, tokenising, batching, models."""
 
-DEFAULT_CHUNK_TOKENS = 256
+DEFAULT_CHUNK_TOKENS = 128
 """Tokens of text in one passage of a new collection. A passage also holds the
 title and the special tokens, so the card's length may cut this further.
 """

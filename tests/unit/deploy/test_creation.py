@@ -58,7 +58,7 @@ def test_passages_fit_the_model() -> None:
         return settled.chunk_tokens, settled.chunk_overlap
 
     assert chunked(0) == (0, 0)
-    assert chunked(64) == (64, 8)
+    assert chunked(64) == (64, 16)
     assert chunked(1) == (1, 0)
     with pytest.raises(InvalidRequest, match="256"):
         chunked(257)
