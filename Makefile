@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 
 install: $(VENV)/.installed
 
-$(VENV)/.installed: pyproject.toml requirements.lock
+$(VENV)/.installed: pyproject.toml requirements.lock setup.py shoal/kernels/native.cpp
 	tools/install.sh $(PYTHON) $(VENV)
 	touch $@
 

@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from router import metrics
-from router.core.merge import Merged
 from router.lanes import Answer, shard_key
 from router.requests import Plan
 from router.shards import ShardCall, ShardCalls
 from shoal.errors import ShoalError
+from shoal.kernels import Merged
 from shoal.rpc.router.v1 import router_pb2
 from shoal.rpc.shard.v1 import shard_pb2
 
@@ -130,14 +130,14 @@ def _rows(merged: Merged, row: int) -> tuple[list[_Wanted], list[float]]:
     wanted = [
         _Wanted(*each)
         for each in zip(
-            merged.shards[begin:end].tolist(),
+            merged.numbers[begin:end].tolist(),
             merged.ids(row),
-            merged.sequences[begin:end].tolist(),
-            merged.passages[begin:end].tolist(),
+            merged.hits.sequences[begin:end].tolist(),
+            merged.hits.passages[begin:end].tolist(),
             strict=True,
         )
     ]
-    return wanted, merged.scores[begin:end].tolist()
+    return wanted, merged.hits.scores[begin:end].tolist()
 
 
 def _hit(wanted: _Wanted, score: float, fetched: shard_pb2.FetchedDocument) -> router_pb2.Hit:

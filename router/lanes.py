@@ -14,13 +14,12 @@ import numpy as np
 from router import metrics
 from router.core.coverage import coverage_of
 from router.core.fanout import FanOutOptions, Finish, Part, Query, Send
-from router.core.merge import Hits, Merged, ShardHits, merge
 from router.core.position import encode_position
 from router.core.topology import CollectionMap, TopologyMap
-from router.hits import encode_hits
 from router.peers import Peers, invoke
 from router.pump import Outcome, Pump
 from router.topology import TopologyFollower
+from shoal import kernels
 from shoal.errors import (
     ClusterUnreachable,
     InternalError,
@@ -28,6 +27,7 @@ from shoal.errors import (
     ShardUnavailable,
     ShoalError,
 )
+from shoal.kernels import Hits, Merged
 from shoal.rpc.common.v1 import common_pb2
 from shoal.rpc.shard.v1 import shard_pb2
 from shoal.types import Coverage
@@ -71,7 +71,7 @@ class Group:
         merge_us: time of the merge.
     """
 
-    parts: Sequence[ShardHits]
+    parts: Sequence[kernels.Part]
     top_k: Sequence[int]
     merged: Merged
     position: bytes
@@ -82,10 +82,10 @@ class Group:
     _coverage: dict[int, tuple[Mapping[int, ShoalError], Coverage]] = field(default_factory=dict)
 
     def hits(self, row: int, field_number: int) -> bytes:
-        """A question's hits as protobuf; see `router.hits`."""
+        """A question's hits as protobuf; see `shoal.kernels.encode_hits`."""
         encoded = self._encoded.get(field_number)
         if encoded is None:
-            encoded = self._encoded[field_number] = encode_hits(self.merged, field_number)
+            encoded = self._encoded[field_number] = kernels.encode_hits(self.merged, field_number)
         return encoded[row]
 
     def shared(self, coverage: Coverage, make: Callable[[], bytes]) -> bytes:
@@ -105,11 +105,11 @@ class Group:
     def without(self, row: int, shards: Mapping[int, ShoalError]) -> Merged:
         """One question's best hits when these shards do not count either."""
         parts = [
-            ShardHits(part.shard, np.where(part.rows == row, 0, -1), part.hits)
+            kernels.Part(part.number, np.where(part.rows == row, 0, -1), part.hits)
             for part in self.parts
-            if part.shard not in shards
+            if part.number not in shards
         ]
-        return merge(parts, np.array([self.top_k[row]]))
+        return kernels.merge(parts, np.array([self.top_k[row]]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,9 +276,9 @@ class Lane:
         parts, positions = [], [0] * self.collection.shard_count
         for part in finish.parts:
             hits, positions[part.shard] = _reply_of(part)
-            parts.append(ShardHits(part.shard, places[list(part.rows)], hits))
+            parts.append(kernels.Part(part.shard, places[np.array(part.rows, np.int64)], hits))
         top_k = [query.payload.top_k for query in finish.queries]
-        merged = merge(parts, np.array(top_k))
+        merged = kernels.merge(parts, np.array(top_k))
         return Group(
             parts=parts,
             top_k=top_k,

@@ -14,7 +14,6 @@ from router.core.coverage import coverage_of, shortfall
 from router.core.topology import CollectionMap, TopologyMap
 from router.encoding import Encoded, QueryEncoder
 from router.fetching import Completed, Fetcher
-from router.hits import BATCH_HITS, SEARCH_HITS
 from router.lanes import Answer, Ask, Lane, serves
 from router.requests import (
     Clock,
@@ -43,6 +42,8 @@ from shoal.wire.server import Context
 
 Request = TypeVar("Request", bound=Message)
 
+_SEARCH_HITS = router_pb2.SearchResponse.HITS_FIELD_NUMBER
+_BATCH_HITS = router_pb2.BatchAnswer.HITS_FIELD_NUMBER
 _ENCODE = metrics.stage_seconds.labels("encode")
 _FETCH = metrics.stage_seconds.labels("fetch")
 _TOTAL = metrics.stage_seconds.labels("total")
@@ -130,7 +131,7 @@ class SearchHandlers:
             request_id=plan.request_id,
         ).SerializeToString()
         group = reply.answer.group
-        hits = group.hits(reply.answer.row, SEARCH_HITS) if done is None else b""
+        hits = group.hits(reply.answer.row, _SEARCH_HITS) if done is None else b""
         # Messages merge when their bytes are joined; most of a round share this part.
         shared = group.shared(reply.coverage, lambda: _shared(plan.collection, reply))
         return self._bounded(b"".join((hits, shared, own)))
@@ -304,7 +305,7 @@ def _batch_answer(reply: _Reply | ShoalError) -> bytes:
     ).SerializeToString()
     if completed is not None:
         return rest
-    return reply.answer.group.hits(reply.answer.row, BATCH_HITS) + rest
+    return reply.answer.group.hits(reply.answer.row, _BATCH_HITS) + rest
 
 
 def _framed(answer: bytes) -> bytes:

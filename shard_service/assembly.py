@@ -240,7 +240,7 @@ def _index(
     vectors = np.ascontiguousarray(prepared(spec.similarity, table.vectors, table.squares))
     measure = _Recall(spec.similarity, table, vectors)
     for recipe in recipes:
-        built = indexes.build(recipe, spec.similarity, table, vectors, measure, target_recall)
+        built = indexes.build(recipe, spec.similarity, vectors, measure, target_recall)
         if built.recall >= target_recall:
             break
     return built
@@ -273,13 +273,14 @@ class _Recall:
         source = Source(self._table, engine, live, _no_content, longest(self._table.squares))
         view = View((source,), (), 0, self._table.documents, self._table.rows)
         count = len(self._queries)
-        hits = search(
+        found = search(
             view,
             self._similarity,
             self._queries,
             np.full(count, _RECALL_AT, dtype=np.int64),
             lambda: np.ones(count, dtype=np.bool_),
         )
+        hits = found.hits
         ends = np.cumsum(hits.counts)
         return [
             set(hits.sequences[end - length : end].tolist())

@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from shard_service.core.checks import check_owner, version_errors
 from shard_service.core.records import Content, Version, encode_content
-from shard_service.core.search import Hits
 from shard_service.shard import Shard, Stored
 from shard_service.spec import ShardSpec
 from shard_service.writer import WriteOperation
@@ -26,6 +25,7 @@ from shoal.errors import (
     ZeroVector,
 )
 from shoal.ids import DIGEST_BYTES
+from shoal.kernels import Hits
 from shoal.rpc.common.v1 import common_pb2
 from shoal.rpc.shard.v1 import shard_pb2
 from shoal.settings import Limits

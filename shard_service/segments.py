@@ -125,7 +125,6 @@ class SegmentStore:
                 entry.index,
                 files.path(INDEX_FILE),
                 self._spec.similarity,
-                table,
                 entry.parameters,
             ),
             content=partial(_content, contents, starts),

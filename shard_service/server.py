@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shard_service import messages, metrics
-from shard_service.core.search import Hits
+from shard_service.core.search import Found
 from shard_service.core.state import View
 from shard_service.indexes import threads
 from shard_service.registry import Registry
@@ -164,25 +164,25 @@ class _Servicer(shard_pb2_grpc.ShardServiceServicer):
         view = shard.view
         errors = messages.query_errors(shard.spec, queries, request, view.position, self._limits)
         work = _work(request, queries, errors, arrived)
-        hits, started, ended = await self._search(shard, view, work)
-        for number in work.numbers[hits.dropped].tolist():
+        found, started, ended = await self._search(shard, view, work)
+        for number in work.numbers[found.dropped].tolist():
             errors[number] = DeadlineExceeded("the query's time was over on the shard")
-        response = messages.search_response(hits, len(queries), work.numbers, errors)
+        response = messages.search_response(found.hits, len(queries), work.numbers, errors)
         response.documents, response.position = view.documents, view.position
         response.queue_us = int((started - arrived) * 1e6)
         response.search_us = int((ended - started) * 1e6)
         metrics.record_search(len(queries), started - arrived, ended - started)
         return response
 
-    async def _search(self, shard: Shard, view: View, work: _Work) -> tuple[Hits, float, float]:
+    async def _search(self, shard: Shard, view: View, work: _Work) -> tuple[Found, float, float]:
         if self._waiting >= self._settings.max_waiting_searches:
             metrics.OVERLOADED.inc()
             raise Overloaded("too many searches wait on this shard server", retry_after_s=0.05)
 
-        def run() -> tuple[Hits, float, float]:
+        def run() -> tuple[Found, float, float]:
             started = time.monotonic()
-            hits = shard.search(view, work.queries, work.top_k, work.wanted)
-            return hits, started, time.monotonic()
+            found = shard.search(view, work.queries, work.top_k, work.wanted)
+            return found, started, time.monotonic()
 
         self._waiting += 1
         try:

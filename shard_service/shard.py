@@ -19,7 +19,7 @@ from shard_service.core.records import (
     decode_content,
     decode_record,
 )
-from shard_service.core.search import Hits, Wanted, search
+from shard_service.core.search import Found, Wanted, search
 from shard_service.core.state import ShardState, View, Writes
 from shard_service.indexes.flat import FlatEngine
 from shard_service.sealer import Sealer
@@ -114,7 +114,7 @@ class Shard:
 
     def search(
         self, view: View, queries: Float32Matrix, top_k: NDArray[np.int64], wanted: Wanted
-    ) -> Hits:
+    ) -> Found:
         """See `shard_service.core.search.search`. For a search thread."""
         return search(view, self.spec.similarity, queries, top_k, wanted)
 

@@ -12,15 +12,16 @@ from shoal.types import Float32Matrix
 
 @dataclass(frozen=True, slots=True)
 class Proposals:
-    """What an engine proposes, best first.
+    """What an engine proposes, in any order.
 
     Attributes:
         rows: [queries, count] int64; -1 where it found no more.
-        scores: [queries, count] float32, larger is better, descending.
+        last: [queries] float32, of an exact engine: no row that was left out has a
+            better engine score. Empty of others.
     """
 
     rows: NDArray[np.int64]
-    scores: NDArray[np.float32]
+    last: NDArray[np.float32]
 
 
 class Engine(Protocol):
@@ -35,7 +36,7 @@ class Engine(Protocol):
         """Rough cost of one query, microseconds: how batches are sliced."""
 
     def search(self, queries: Float32Matrix, count: int, live: Live, effort: int) -> Proposals:
-        """Proposes up to `count` rows per query.
+        """Proposes rows: an exact engine `count` per query, others what holds so many good ones.
 
         Args:
             queries: [queries, dim] float32, C order; of length 1 for cosine.

@@ -57,7 +57,6 @@ def next_ask(ask: int, top_k: int, exact: bool, live_rows: int) -> int:
 
 def enough_exact(
     last_score: NDArray[np.float32],
-    returned_all: NDArray[np.bool_],
     error: NDArray[np.float64],
     kth_score: NDArray[np.float64],
 ) -> NDArray[np.bool_]:
@@ -65,10 +64,9 @@ def enough_exact(
 
     Args:
         last_score: [queries], engine score of the last proposal.
-        returned_all: [queries], every row was proposed.
         error: [queries], bound on |engine score - exact score|.
         kth_score: [queries], exact score of the K-th document held; -inf if there
             are fewer.
     """
-    enough: NDArray[np.bool_] = returned_all | (last_score.astype(np.float64) + error < kth_score)
+    enough: NDArray[np.bool_] = last_score.astype(np.float64) + error < kth_score
     return enough

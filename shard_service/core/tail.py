@@ -12,7 +12,7 @@ from shard_service.core.live import Live, all_live
 from shard_service.core.records import Version
 from shard_service.core.table import Table
 from shoal.ids import DIGEST_BYTES
-from shoal.kernels.exact import squares
+from shoal.kernels import squares
 from shoal.types import Float32Matrix, Similarity
 
 

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from shard_service.core.engine import Engine
 from shard_service.core.policy import Recipe, ivf_lists
-from shard_service.core.table import Table
 from shard_service.indexes.approximate import HnswEngine, IvfPqEngine, metric, padded
 from shard_service.indexes.flat import FlatEngine
 from shard_service.indexes.library import faiss
@@ -56,7 +55,6 @@ Attempt = Callable[[dict[str, int]], Built]
 def build(
     recipe: Recipe,
     similarity: Similarity,
-    table: Table,
     vectors: Float32Matrix,
     measure: Measure,
     target_recall: float,
@@ -66,7 +64,6 @@ def build(
     Args:
         recipe: kind of index.
         similarity: how vectors compare.
-        table: the segment's rows.
         vectors: [rows, dim] float32, C order, its vectors prepared; rows in random order, so that
             the first of them are a sample.
         measure: recall of an engine.
@@ -81,7 +78,7 @@ def build(
     def attempt(parameters: dict[str, int]) -> Built:
         key = tuple(parameters.values())
         if key not in tried:
-            engine = _approximate(recipe, index, similarity, table, parameters)
+            engine = _approximate(recipe, index, parameters)
             tried[key] = Built(engine, index, factory, parameters, measure(engine))
         return tried[key]
 
@@ -94,7 +91,6 @@ def load(
     factory: str,
     path: str,
     similarity: Similarity,
-    table: Table,
     parameters: dict[str, int],
 ) -> Engine:
     """Reads an index whose file has been verified."""
@@ -102,7 +98,7 @@ def load(
     if factory == "Flat":
         return _flat_engine(similarity, index)
     recipe = Recipe.HNSW if factory.startswith("HNSW") else Recipe.IVF_PQ
-    return _approximate(recipe, index, similarity, table, parameters)
+    return _approximate(recipe, index, parameters)
 
 
 def write(built: Built, path: str) -> None:
@@ -174,12 +170,10 @@ def _ivf_pq(nprobe: int, k_factor: int) -> dict[str, int]:
     return {"nprobe": nprobe, "k_factor": k_factor}
 
 
-def _approximate(
-    recipe: Recipe, index: Any, similarity: Similarity, table: Table, parameters: dict[str, int]
-) -> Engine:
+def _approximate(recipe: Recipe, index: Any, parameters: dict[str, int]) -> Engine:
     if recipe is Recipe.HNSW:
-        return HnswEngine(index, similarity, parameters["efSearch"])
-    return IvfPqEngine(index, similarity, table, parameters["nprobe"], parameters["k_factor"])
+        return HnswEngine(index, parameters["efSearch"])
+    return IvfPqEngine(index, parameters["nprobe"], parameters["k_factor"])
 
 
 def sample_queries(vectors: Float32Matrix, rows: NDArray[np.int64]) -> Float32Matrix:

@@ -50,4 +50,4 @@ class FlatEngine:
             np.negative(scores, out=scores)
         else:
             faiss.knn_inner_product(*pointers, *shape, *found)
-        return Proposals(rows, scores)
+        return Proposals(rows, scores[:, -1])

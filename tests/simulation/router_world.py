@@ -23,8 +23,8 @@ from router.core.fanout import (
     RefreshTopology,
     Send,
 )
-from router.core.merge import Hits, ShardHits, merge
 from router.core.pacing import Pacing
+from shoal import kernels
 from shoal.errors import DeadlineExceeded, Overloaded, ShardUnavailable, ShoalError, StaleTopology
 
 MS = 1_000_000
@@ -231,13 +231,13 @@ class World:
 
         self.after(self.dials.mean_delay_ms, arrives)
 
-    def hits(self, send: Send[Asked], refused: Mapping[int, ShoalError]) -> Hits:
+    def hits(self, send: Send[Asked], refused: Mapping[int, ShoalError]) -> kernels.Hits:
         ranked = [
             [] if place in refused else self.best(send.shard, query.payload)
             for place, query in enumerate(send.queries)
         ]
         flat = [hit for hits in ranked for hit in hits]
-        return Hits(
+        return kernels.Hits(
             counts=np.array([len(hits) for hits in ranked], np.int64),
             ids=b"".join(key for _, key in flat),
             id_lengths=np.array([len(key) for _, key in flat], np.uint32),
@@ -258,11 +258,11 @@ class World:
             if query.row >= 0:
                 places[query.row] = place
         parts = [
-            ShardHits(part.shard, places[list(part.rows)], part.reply) for part in finish.parts
+            kernels.Part(part.shard, places[list(part.rows)], part.reply) for part in finish.parts
         ]
-        assert len({part.shard for part in parts}) == len(parts), "a shard counted twice"
+        assert len({part.number for part in parts}) == len(parts), "a shard counted twice"
         top_k = np.array([query.payload.top_k for query in finish.queries])
-        merged = merge(parts, top_k)
+        merged = kernels.merge(parts, top_k)
         for place, (query, missing) in enumerate(zip(finish.queries, finish.missing, strict=True)):
             self.check_answer(query, missing, merged, place)
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from shard_service.core.records import Content, Version, encode_content
-from shard_service.core.search import Hits
 from shard_service.indexes import threads
 from shard_service.settings import ShardSettings
 from shard_service.shard import Shard
 from shard_service.spec import ShardSpec
 from shard_service.writer import DeleteOperation, DeleteOutcome, WriteOperation, WriteOutcome
 from shoal.ids import content_digest, shard_of
+from shoal.kernels import Hits
 from shoal.storage.directory import Storage, open_storage
 from shoal.types import Document, ShardRef, Similarity
 
@@ -147,7 +147,7 @@ def opened(cluster: Cluster) -> Iterator[Cluster]:
 def search(shard: Shard, queries: np.ndarray, top_k: int) -> Hits:
     count = len(queries)
     wanted = np.ones(count, dtype=np.bool_)
-    return shard.search(shard.view, queries, np.full(count, top_k), lambda: wanted)
+    return shard.search(shard.view, queries, np.full(count, top_k), lambda: wanted).hits
 
 
 def rows(hits: Hits) -> list[list[tuple[float, bytes, int]]]:

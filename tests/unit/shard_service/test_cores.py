@@ -6,7 +6,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shard_service.core import guard, policy
-from shard_service.core.fold import best_passages, break_ties, kth_scores, ranks_within
 from shard_service.core.growable import Growable
 from shard_service.core.live import all_live, grown, masked, ranges
 from shard_service.core.policy import Recipe, Size
@@ -84,43 +83,6 @@ def test_ranges(pairs: list[tuple[int, int]]) -> None:
     assert ranges(starts, starts + lengths).tolist() == expected
 
 
-@given(
-    st.lists(
-        st.tuples(st.integers(0, 2), st.integers(0, 4), st.sampled_from([0.0, 1.0, 1.5, -2.0])),
-        unique_by=lambda item: item,
-        max_size=40,
-    ),
-    st.integers(1, 4),
-)
-def test_folding_keeps_the_best_passage(items: list[tuple[int, int, float]], k: int) -> None:
-    query = np.array([item[0] for item in items], dtype=np.int64)
-    document = np.array([item[1] for item in items], dtype=np.int64)
-    score = np.array([item[2] for item in items], dtype=np.float64)
-    row = np.arange(len(items))[::-1].copy()
-    ids = [b"e", b"d", b"c", b"b", b"a"]
-    best = best_passages(query, document, row, score)
-    ordered = break_ties(best, query, score, lambda at: [ids[document[i]] for i in at])
-    found = [(int(query[i]), float(score[i]), ids[document[i]], int(row[i])) for i in ordered]
-    model: dict[tuple[int, int], tuple[float, int]] = {}
-    for q, d, s, r in zip(query.tolist(), document.tolist(), score.tolist(), row.tolist()):  # noqa: B905
-        old = model.get((q, d))
-        if old is None or (-s, r) < (-old[0], old[1]):
-            model[q, d] = (s, r)
-    expected = sorted(
-        ((q, s, ids[d], r) for (q, d), (s, r) in model.items()),
-        key=lambda hit: (hit[0], -hit[1], hit[2]),
-    )
-    assert found == expected
-    kth, counts = kth_scores(query[best], score[best], np.full(3, k))
-    for q in range(3):
-        mine = [hit[1] for hit in expected if hit[0] == q]
-        assert counts[q] == len(mine)
-        assert kth[q] == (mine[k - 1] if len(mine) >= k else -np.inf)
-    assert ranks_within(query[ordered]).tolist() == [
-        rank for q in range(3) for rank in range(int(counts[q]))
-    ]
-
-
 @pytest.mark.parametrize("exact", [True, False])
 @given(st.integers(1, 20_000), st.integers(1, 1_000_000), st.integers(0, 1_000_000))
 def test_the_guard_grows_until_it_scans(exact: bool, top_k: int, live_rows: int, dead: int) -> None:
@@ -139,11 +101,10 @@ def test_the_guard_grows_until_it_scans(exact: bool, top_k: int, live_rows: int,
 def test_a_proposal_as_good_as_the_kth_score_is_not_enough() -> None:
     enough = guard.enough_exact(
         np.array([1.0, 1.0, 1.0, 1.0], dtype=np.float32),
-        np.array([False, False, True, False]),
         np.array([0.5, 0.25, 0.5, np.inf]),
         np.array([1.5, 1.5, -np.inf, 9.0]),
     )
-    assert enough.tolist() == [False, True, True, False]
+    assert enough.tolist() == [False, True, False, False]
 
 
 @given(st.integers(1, 64), st.integers(1, 400))

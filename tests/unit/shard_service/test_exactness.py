@@ -113,7 +113,7 @@ def test_a_batch_of_mixed_top_k_answers_each_query_as_alone(tmp_path: Path) -> N
         queries = rng.standard_normal((4, DIM)).astype(np.float32)
         top_k = np.array([1, 10, 200, 10_000])
         shard = cluster.open_shards[0]
-        hits = shard.search(shard.view, queries, top_k, lambda: np.ones(4, dtype=np.bool_))
+        hits = shard.search(shard.view, queries, top_k, lambda: np.ones(4, dtype=np.bool_)).hits
         assert hits.counts.tolist() == [1, 10, 200, 300]
         expected = [cluster.truth(q[np.newaxis], int(k))[0] for q, k in zip(queries, top_k)]  # noqa: B905
         assert hits.scores.tolist() == [hit[0] for answer in expected for hit in answer]
@@ -127,8 +127,9 @@ def test_dropped_queries_leave_the_others_alone(tmp_path: Path) -> None:
         queries = rng.standard_normal((3, DIM)).astype(np.float32)
         shard = cluster.open_shards[0]
         wanted = np.array([True, False, True])
-        hits = shard.search(shard.view, queries, np.full(3, 4), lambda: wanted)
+        found = shard.search(shard.view, queries, np.full(3, 4), lambda: wanted)
+        assert found.dropped.tolist() == [False, True, False]
+        hits = found.hits
         assert hits.counts.tolist() == [4, 0, 4]
-        assert hits.dropped.tolist() == [False, True, False]
         expected = cluster.truth(queries[wanted], 4)
         assert hits.scores.tolist() == [hit[0] for answer in expected for hit in answer]

@@ -1,0 +1,42 @@
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_Columns = tuple[
+    NDArray[np.int64],
+    bytes,
+    NDArray[np.uint32],
+    NDArray[np.float64],
+    NDArray[np.uint64],
+    NDArray[np.uint32],
+]
+
+def squares(vectors: NDArray[np.float32]) -> NDArray[np.float64]: ...
+def rank(
+    similarity: int,
+    queries: NDArray[np.float32],
+    query_squares: NDArray[np.float64],
+    proposals: NDArray[np.int64],
+    top_k: NDArray[np.int64],
+    vectors: NDArray[np.float32],
+    row_squares: NDArray[np.float64],
+    row_documents: NDArray[np.int32],
+    row_starts: NDArray[np.int64],
+    ids: NDArray[np.uint8],
+    id_starts: NDArray[np.int64],
+    sequences: NDArray[np.uint64],
+    live: NDArray[np.uint8] | None,
+) -> _Columns: ...
+def merge(
+    parts: list[tuple[Any, ...]], top_k: NDArray[np.int64]
+) -> tuple[_Columns, NDArray[np.int64]]: ...
+def encode(
+    counts: NDArray[np.int64],
+    ids: bytes,
+    id_lengths: NDArray[np.uint32],
+    scores: NDArray[np.float64],
+    passages: NDArray[np.uint32],
+    numbers: NDArray[np.int64],
+    field: int,
+) -> list[bytes]: ...
