@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from bench.vectors import Vectors, recall
 
-N_PROBES = (2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+N_PROBES = (2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 REFINE_FACTORS = (1, 2, 4, 8, 16, 32, 64)
 EF_SEARCHES = (16, 24, 32, 48, 64, 96, 128, 192, 256)
 

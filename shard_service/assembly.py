@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from shard_service.columns import ColumnFiles
 from shard_service.core.engine import Engine
 from shard_service.core.live import Live, all_live, ranges
-from shard_service.core.policy import Recipe
+from shard_service.core.policy import Recipe, rank_weights
 from shard_service.core.search import search
 from shard_service.core.state import TAIL, Frozen, Source, View
 from shard_service.core.table import Table
@@ -238,7 +238,7 @@ def _index(
     spec: ShardSpec, table: Table, recipes: Sequence[Recipe], target_recall: float
 ) -> indexes.Built:
     vectors = np.ascontiguousarray(prepared(spec.similarity, table.vectors, table.squares))
-    measure = _Recall(spec.similarity, table, vectors)
+    measure = _Recall(spec, table, vectors)
     for recipe in recipes:
         built = indexes.build(recipe, spec.similarity, vectors, measure, target_recall)
         if built.recall >= target_recall:
@@ -247,12 +247,13 @@ def _index(
 
 
 class _Recall:
-    """Measures recall@10 on documents, through the very search that serves."""
+    """Measures the collection's recall@10 on documents, through the very search that serves."""
 
-    def __init__(self, similarity: Similarity, table: Table, vectors: Float32Matrix) -> None:
-        self._similarity, self._table, self._vectors = similarity, table, vectors
+    def __init__(self, spec: ShardSpec, table: Table, vectors: Float32Matrix) -> None:
+        self._similarity, self._table, self._vectors = spec.similarity, table, vectors
+        self._weights = rank_weights(_RECALL_AT, spec.shard_count).tolist()
         self._queries: Float32Matrix | None = None
-        self._truth: list[set[int]] = []
+        self._truth: list[list[int]] = []
 
     def __call__(self, engine: Engine) -> float:
         if self._queries is None:
@@ -261,13 +262,15 @@ class _Recall:
             rows = self._table.row_starts[chosen]
             self._queries = indexes.sample_queries(self._table.vectors, rows)
             self._truth = self._found(FlatEngine(self._similarity, self._vectors))
-        found = self._found(engine)
-        hits = sum(len(mine & best) for mine, best in zip(found, self._truth, strict=True))
-        wanted = sum(map(len, self._truth))
-        return hits / wanted if wanted else 1.0
+        found = hits = 0.0
+        for mine, best in zip(self._found(engine), self._truth, strict=True):
+            for document, weight in zip(best, self._weights, strict=False):
+                hits += weight
+                found += weight * (document in mine)
+        return found / hits if hits else 1.0
 
-    def _found(self, engine: Engine) -> list[set[int]]:
-        """Per query: sequence numbers of its best documents."""
+    def _found(self, engine: Engine) -> list[list[int]]:
+        """Per query: sequence numbers of its best documents, best first."""
         assert self._queries is not None
         live = all_live(self._table.rows, self._table.documents)
         source = Source(self._table, engine, live, _no_content, longest(self._table.squares))
@@ -283,7 +286,7 @@ class _Recall:
         hits = found.hits
         ends = np.cumsum(hits.counts)
         return [
-            set(hits.sequences[end - length : end].tolist())
+            hits.sequences[end - length : end].tolist()
             for end, length in zip(ends.tolist(), hits.counts.tolist(), strict=True)
         ]
 

@@ -1,8 +1,13 @@
 """When to seal, what to merge, and which index a segment gets."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+
+import numpy as np
+
+from shoal.types import Float64Vector
 
 GROWTH = 2
 """A sealing absorbs a neighbour of up to this many times its own rows. Segment sizes then
@@ -85,3 +90,22 @@ def ivf_lists(rows: int) -> int:
     [64, 256, 1024]
     """
     return 1 << ((4 * rows).bit_length() - 1) // 2
+
+
+def rank_weights(top_k: int, shards: int) -> Float64Vector:
+    """How likely the best, second best, ... hit of a shard is among the best K of all shards.
+
+    Documents fall into shards by a hash, so of the best K documents Binomial(K, 1 / shards)
+    lie in one shard, and its r-th hit is one of them if that number is r or more. Recall that
+    is weighted so, shard by shard, is recall@K of the collection.
+
+    Args:
+        top_k: K.
+        shards: of the collection.
+
+    Returns:
+        [top_k] float64, 0 to 1, descending.
+    """
+    share = 1 / shards
+    counts = [math.comb(top_k, n) * share**n * (1 - share) ** (top_k - n) for n in range(top_k + 1)]
+    return np.cumsum(counts[::-1])[::-1][1:].clip(0.0, 1.0)

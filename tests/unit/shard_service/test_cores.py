@@ -154,3 +154,13 @@ def test_growing_leaves_older_views_alone() -> None:
         views.append(array.view())
     for number, view in enumerate(views):
         assert view[:, 0].tolist() == list(range(number + 1))
+
+
+@pytest.mark.parametrize("shards", [1, 2, 7])
+def test_rank_weights_are_how_often_a_hit_is_among_the_best_of_all(shards: int) -> None:
+    weights = policy.rank_weights(10, shards)
+    owners = np.random.default_rng(0).integers(0, shards, (20_000, 10))
+    mine = (owners == 0).sum(axis=1)
+    counted = [(mine >= rank).mean() for rank in range(1, 11)]
+    assert weights == pytest.approx(counted, abs=0.015)
+    assert weights.sum() == pytest.approx(10 / shards)

@@ -1157,7 +1157,9 @@ class ShardInfo(_message.Message):
     index_bytes: _builtins.int
     """Bytes of the segments."""
     recall: _builtins.float
-    """Lowest recall@10 measured at build time over the segments; 1.0 if exact."""
+    """Lowest over the segments of the collection's recall@10 as measured at build
+    time; 1.0 if exact.
+    """
     loss: _builtins.str
     """The loss to accept, when corrupt; else empty."""
     detail: _builtins.str

@@ -908,8 +908,9 @@ class SegmentStatus(_message.Message):
     parameters: _builtins.str
     """Search parameters chosen at build time, as "nprobe=16,k_factor=4"."""
     recall: _builtins.float
-    """recall@10 against exact search, on documents, measured at build time on a
-    sample; 1.0 for an exact index.
+    """The collection's recall@10 against exact search, on documents, measured at
+    build time on a sample: each rank of the shard counts as likely as it is among
+    the collection's best 10. 1.0 for an exact index.
     """
     bytes: _builtins.int
     """Bytes of all its files."""
