@@ -22,7 +22,7 @@ from shard_service.manifest import SegmentEntry
 from shard_service.segments import INDEX_FILE, SegmentStore, longest
 from shard_service.spec import ShardSpec
 from shoal.ids import id_hash, sample_rank
-from shoal.types import Float32Matrix, Similarity
+from shoal.types import Float32Matrix
 
 _CHUNK_DOCUMENTS = 1_024
 """Documents copied at a time, so that searches get the interpreter in between."""
