@@ -20,6 +20,8 @@ class ShardSettings:
             shard; more are OVERLOADED.
         seal_passages: passages at which the tail is sealed.
         seal_bytes: bytes of documents at which the tail is sealed.
+        max_tail_passages: passages that may wait to be sealed; writes beyond them are
+            OVERLOADED until sealing has caught up.
         flat_passages: "auto" builds exact indexes up to this many passages.
         target_recall: recall@10 for which approximate indexes are tuned.
     """
@@ -33,5 +35,6 @@ class ShardSettings:
     max_waiting_writes: int = 256
     seal_passages: int = 4_096
     seal_bytes: int = 64 << 20
+    max_tail_passages: int = 65_536
     flat_passages: int = 8_192
     target_recall: float = 0.99

@@ -33,6 +33,7 @@ from shard_service.writer import (
     WriteOutcome,
     Writer,
 )
+from shoal.errors import Overloaded
 from shoal.storage.directory import Storage
 from shoal.storage.ports import Log, LogEntry
 from shoal.types import Float32Matrix
@@ -40,6 +41,7 @@ from shoal.types import Float32Matrix
 logger = logging.getLogger(__name__)
 
 _REPLAY_ENTRIES = 512
+_SEAL_RETRY_S = 0.2
 """Log entries applied at a time on recovery."""
 
 
@@ -72,6 +74,7 @@ class Shard:
         """
         self.spec = spec
         self.writer_epoch = writer_epoch
+        self._max_tail = settings.max_tail_passages
         self._lock = threading.Lock()
         # The log fences older writers first: what they publish after that is too late.
         log = storage.logs.open(spec.ref, writer_epoch, accept_loss)
@@ -122,8 +125,18 @@ class Shard:
         """Queues versions; the future says when they are durable and visible.
 
         Raises:
-            Overloaded, StaleTopology: see `Writer.submit`.
+            Overloaded: too many writes wait, or too many passages for sealing.
+            StaleTopology: see `Writer.submit`.
         """
+        waiting = self._state.tail_rows
+        if waiting >= self._max_tail:
+            why = self._sealer.failure or "sealing has to catch up"
+            raise Overloaded(
+                f"{waiting} passages wait to be sealed: {why}; try again",
+                retry_after_s=_SEAL_RETRY_S,
+                limit="max_tail_passages",
+                allowed=self._max_tail,
+            )
         self._writer.submit(operation)
         return operation.done
 

@@ -1,5 +1,8 @@
 """The port behind which candidates are found. Adapters: `shard_service.indexes`."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -32,8 +35,15 @@ class Engine(Protocol):
         """Proposals are the best rows by engine score, up to float32 error."""
 
     @property
-    def query_cost_us(self) -> float:
-        """Rough cost of one query, microseconds: how batches are sliced."""
+    def rows(self) -> range:
+        """The rows that it searches."""
+
+    @property
+    def blocks(self) -> Sequence[Engine]:
+        """Engines that share its rows, of which each answers a query within a few milliseconds."""
+
+    def batch(self, budget_us: int) -> int:
+        """Queries that one search answers in about so many microseconds, 1 or more."""
 
     def search(self, queries: Float32Matrix, count: int, live: Live, effort: int) -> Proposals:
         """Proposes rows: an exact engine `count` per query, others what holds so many good ones.

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shard_service.core import guard
+from shard_service.core.engine import Engine
 from shard_service.core.state import Source, View
 from shard_service.core.tail import prepared
 from shoal import kernels
@@ -109,31 +110,36 @@ class _Batch:
 
     def _of_source(self, number: int, source: Source) -> Iterator[Part]:
         """The best K documents of a source for every query, in parts."""
-        if source.live.live_rows == 0:
+        live = source.live
+        if live.live_rows == 0:
             return
-        engine, live = source.engine, source.live
-        asks = [
-            _Ask(
-                np.flatnonzero(self._top_k == top_k),
-                top_k,
-                guard.first_ask(top_k, live, exact=engine.exact),
-                effort=1,
-            )
-            for top_k in np.unique(self._top_k).tolist()
-        ]
+        for top_k in np.unique(self._top_k).tolist():
+            members = np.flatnonzero(self._top_k == top_k)
+            rows = guard.first_ask(top_k, live, exact=source.engine.exact)
+            if rows == guard.SCAN:
+                yield from self._scan(number, source, members, range(live.rows))
+                continue
+            ask = _Ask(members, top_k, rows, effort=1)
+            for engine in source.engine.blocks:
+                yield from self._of_engine(number, source, engine, ask)
+
+    def _of_engine(
+        self, number: int, source: Source, engine: Engine, first: _Ask
+    ) -> Iterator[Part]:
+        """The best K documents among an engine's rows for an ask's queries, in parts."""
+        size = engine.batch(_SLICE_US)
+        asks = [first]
         while asks:
             ask = asks.pop()
             if ask.rows == guard.SCAN:
-                for query in ask.members.tolist():
-                    yield from self._scan(number, source, query)
+                yield from self._scan(number, source, ask.members, engine.rows)
                 continue
-            size = max(1, int(_SLICE_US / engine.query_cost_us))
             for start in range(0, len(ask.members), size):
                 members = ask.members[start : start + size]
                 members = members[self._still_wanted()[members]]
                 if not len(members):
                     continue
-                hits, enough = self._propose(source, members, ask)
+                hits, enough = self._propose(source, engine, members, ask)
                 yield Part(number, np.where(enough, members, -1), hits)
                 if not enough.all():
                     asks.append(_wider(ask, members[~enough], source))
@@ -144,15 +150,15 @@ class _Batch:
         return left
 
     def _propose(
-        self, source: Source, members: Indices, ask: _Ask
+        self, source: Source, engine: Engine, members: Indices, ask: _Ask
     ) -> tuple[Hits, NDArray[np.bool_]]:
-        """Hits of each member, and whether no better ones can be in the source."""
-        queries = self._prepared[members]
-        proposals = source.engine.search(queries, ask.rows, source.live, ask.effort)
+        """Hits of each member, and whether no better ones can be among the engine's rows."""
+        count = min(ask.rows, len(engine.rows))
+        proposals = engine.search(self._prepared[members], count, source.live, ask.effort)
         hits = self._rank(source, members, proposals.rows)
-        if not source.engine.exact:
+        if not engine.exact:
             return hits, hits.counts >= min(ask.top_k, source.live.live_documents)
-        if proposals.rows.shape[1] >= source.table.rows:
+        if count == len(engine.rows):
             return hits, np.ones(len(members), dtype=np.bool_)
         kth = np.full(len(members), -np.inf)
         full = hits.counts == ask.top_k
@@ -174,15 +180,16 @@ class _Batch:
             None if source.live.whole else source.live.bits,
         )
 
-    def _scan(self, number: int, source: Source, query: int) -> Iterator[Part]:
-        """Scores every live row of a source for one query."""
-        members = np.array([query])
-        rows = source.live.live()
-        for start in range(0, len(rows), _SCAN_ROWS):
-            if not self._still_wanted()[query]:
-                return
-            part = rows[np.newaxis, start : start + _SCAN_ROWS]
-            yield Part(number, members, self._rank(source, members, part))
+    def _scan(self, number: int, source: Source, members: Indices, among: range) -> Iterator[Part]:
+        """Scores every live row of a range, query by query."""
+        live = source.live.live()
+        first, last = np.searchsorted(live, [among.start, among.stop]).tolist()
+        for query in members.tolist():
+            for start in range(first, last, _SCAN_ROWS):
+                if not self._still_wanted()[query]:
+                    break
+                rows = live[np.newaxis, start : min(last, start + _SCAN_ROWS)]
+                yield Part(number, np.array([query]), self._rank(source, np.array([query]), rows))
 
 
 def _wider(ask: _Ask, members: Indices, source: Source) -> _Ask:

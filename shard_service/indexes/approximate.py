@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -48,14 +49,18 @@ class IvfPqEngine:
             k_factor: rows that codes must find per row wanted.
         """
         self._index = index
+        self.rows = range(int(index.ntotal))
         self.nprobe, self.k_factor = nprobe, k_factor
 
     @property
-    def query_cost_us(self) -> float:
-        """Rough cost of one query, microseconds."""
-        share = self.nprobe / int(self._index.nlist)
-        rows = int(self._index.ntotal)
-        return 20.0 + 0.004 * share * rows
+    def blocks(self) -> Sequence[IvfPqEngine]:
+        """Itself."""
+        return (self,)
+
+    def batch(self, budget_us: int) -> int:
+        """Queries that one search answers in about so many microseconds, 1 or more."""
+        scanned = len(self.rows) * self.nprobe / int(self._index.nlist)
+        return max(1, int(budget_us / (20.0 + 0.004 * scanned)))
 
     def search(self, queries: Float32Matrix, count: int, live: Live, effort: int) -> Proposals:
         """`count` x k_factor live rows, the best by their codes; effort multiplies nprobe."""
@@ -75,12 +80,17 @@ class HnswEngine:
     def __init__(self, index: Any, ef_search: int) -> None:
         """Serves a built `HNSW…,Flat` index; ef_search is the width of a search of effort 1."""
         self._index = index
+        self.rows = range(int(index.ntotal))
         self.ef_search = ef_search
 
     @property
-    def query_cost_us(self) -> float:
-        """Rough cost of one query, microseconds."""
-        return 20.0 + 0.01 * self.ef_search * int(self._index.d)
+    def blocks(self) -> Sequence[HnswEngine]:
+        """Itself."""
+        return (self,)
+
+    def batch(self, budget_us: int) -> int:
+        """Queries that one search answers in about so many microseconds, 1 or more."""
+        return max(1, int(budget_us / (20.0 + 0.01 * self.ef_search * int(self._index.d))))
 
     def search(self, queries: Float32Matrix, count: int, live: Live, effort: int) -> Proposals:
         """`count` live rows; a search grows wider with effort and with dead rows."""

@@ -5,7 +5,7 @@ import threading
 
 from shard_service.indexes.library import faiss
 
-_BLAS_THRESHOLD = 3_072
+BLAS_THRESHOLD = 3_072
 """queries x dim from which FAISS uses matrix products: 8 queries of 384 columns. Measured
 on 50,000 x 384: 64 queries cost 0.8 ms each, 6.5 ms without. Final scores are not FAISS's,
 so the bits that this moves are covered by `shoal.kernels.exact.engine_error`.
@@ -32,4 +32,4 @@ def limit_reads() -> None:
     """For the process: how FAISS reads files and multiplies."""
     faiss.set_deserialization_vector_byte_limit(_READ_BYTES)
     faiss.set_deserialization_loop_limit(_READ_LOOPS)
-    faiss.cvar.distance_compute_blas_threshold = _BLAS_THRESHOLD
+    faiss.cvar.distance_compute_blas_threshold = BLAS_THRESHOLD

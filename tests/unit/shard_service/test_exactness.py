@@ -1,10 +1,13 @@
 """Promise 1: the same bits whatever the layout, equal to a float64 brute force."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from shard_service.core.engine import Proposals
+from shard_service.indexes import flat
 from shard_service.settings import ShardSettings
 from shoal.types import Similarity
 from tests.unit.shard_service.support import Cluster, Doc, opened
@@ -60,6 +63,49 @@ def test_any_split_equals_brute_force(tmp_path: Path, similarity: Similarity, sh
         cluster.close()
         cluster.open()
         check(cluster, rng)
+
+
+@pytest.mark.parametrize("similarity", Similarity)
+@pytest.mark.parametrize("rows", [1, 3, 50])
+def test_a_matrix_searched_in_blocks_equals_brute_force(
+    tmp_path: Path, similarity: Similarity, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flat, "_BLOCK_ELEMENTS", rows * DIM)
+    rng = np.random.default_rng(rows)
+    cluster = Cluster(tmp_path, similarity, DIM, 1)
+    with opened(cluster):
+        documents = corpus(rng, 60)
+        cluster.write(documents)
+        cluster.delete([document.id for document in documents[::9]])
+        check(cluster, rng)
+        cluster.optimize()
+        cluster.delete([document.id for document in documents[1::9]])
+        check(cluster, rng)
+
+
+def test_a_lone_search_looks_at_its_deadline_between_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flat, "_BLOCK_ELEMENTS", 10 * DIM)
+    searched = []
+    search = flat.FlatEngine.search
+
+    def counted(engine: flat.FlatEngine, *rest: Any) -> Proposals:
+        searched.append(engine.rows)
+        return search(engine, *rest)
+
+    monkeypatch.setattr(flat.FlatEngine, "search", counted)
+    cluster = Cluster(tmp_path, Similarity.DOT, DIM)
+    vectors = np.random.default_rng(5).standard_normal((100, DIM)).astype(np.float32)
+    with opened(cluster):
+        cluster.write([Doc(f"{row}", vectors[row : row + 1]) for row in range(100)])
+        shard = cluster.open_shards[0]
+        found = shard.search(
+            shard.view, vectors[:1], np.array([5]), lambda: np.array([len(searched) < 3])
+        )
+    assert found.dropped.tolist() == [True]
+    assert found.hits.counts.tolist() == [0]
+    assert searched == [range(0, 10), range(10, 20), range(20, 30)]
 
 
 @pytest.mark.parametrize("similarity", Similarity)

@@ -11,7 +11,7 @@ import pytest
 from shard_service import assembly
 from shard_service.settings import ShardSettings
 from shard_service.shard import Shard
-from shoal.errors import CorruptSegment, DiskFull, SupersededWriter
+from shoal.errors import CorruptSegment, DiskFull, Overloaded, SupersededWriter
 from shoal.types import Similarity
 from tests.unit.shard_service.support import TIMEOUT_S, Cluster, Doc, opened
 
@@ -201,3 +201,20 @@ def test_a_segment_with_many_dead_rows_is_rebuilt(tmp_path: Path) -> None:
     with opened(cluster):
         assert cluster.open_shards[0].view.documents == 0
         assert cluster.search(np.ones((1, DIM), dtype=np.float32), 3) == [[]]
+
+
+def test_an_ingest_that_outruns_sealing_is_held_back_until_it_has_caught_up(
+    tmp_path: Path,
+) -> None:
+    settings = ShardSettings(seal_passages=1 << 30, max_tail_passages=50)
+    cluster = Cluster(tmp_path, Similarity.COSINE, DIM, settings=settings)
+    with opened(cluster):
+        cluster.write(documents(50))
+        with pytest.raises(Overloaded, match="50 passages wait") as refused:
+            cluster.write(documents(1, 60))
+        assert refused.value.retry_after_s > 0
+        cluster.delete(["d1"])
+        cluster.optimize()
+        cluster.write(documents(1, 60))
+        query = np.ones((1, DIM), dtype=np.float32)
+        assert cluster.search(query, 99) == cluster.truth(query, 99)
