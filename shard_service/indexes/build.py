@@ -185,8 +185,9 @@ def _approximate(recipe: Recipe, index: Any, parameters: dict[str, int]) -> Engi
 def sample_queries(vectors: Float32Matrix, rows: NDArray[np.int64]) -> Float32Matrix:
     """Queries that resemble stored vectors without being any of them.
 
-    Each is a stored vector moved half its length towards another one, every second
-    one in a random direction instead.
+    Each is a stored vector moved by its length towards another one, every second one in a
+    random direction instead: about as far from the nearest stored vector (cosine 0.72) as
+    sentences (0.71) and questions (0.65) were from the abstracts that answer them.
 
     Args:
         vectors: [rows, dim] float32, as stored.
@@ -199,5 +200,5 @@ def sample_queries(vectors: Float32Matrix, rows: NDArray[np.int64]) -> Float32Ma
     moves[::2] = noise[::2]
     sizes = np.linalg.norm(moves, axis=1, keepdims=True)
     scaled = moves / np.where(sizes > 0, sizes, 1.0) * lengths
-    moved: Float32Matrix = (chosen + 0.5 * scaled).astype(np.float32)
+    moved: Float32Matrix = (chosen + scaled).astype(np.float32)
     return moved[np.isfinite(moved).all(axis=1) & moved.any(axis=1)]
