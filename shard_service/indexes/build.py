@@ -154,14 +154,17 @@ def _tune_ivf_pq(index: Any, attempt: Attempt, target: float) -> Built | None:
         for size in (1 << power, 3 << power - 1)
         if size <= index.nlist
     )
-    while nprobes and attempt(_ivf_pq(nprobes[0], _K_FACTORS[-1])).recall < target:
-        del nprobes[0]
+
+    def can_reach(nprobe: int) -> bool:
+        return attempt(_ivf_pq(nprobe, _K_FACTORS[-1])).recall >= target
+
+    least = bisect_left(nprobes, True, key=can_reach)
     # Measured: a row's codes of 384 columns cost 2 ns, a list 200 ns, a proposal, its exact
     # score included, 350 ns.
     row_ns = 2 * index.d / 384 * index.ntotal / index.nlist
     score_ns = 12 * 350 * index.d / 384
     costs: list[tuple[float, Built]] = []
-    for nprobe in nprobes[:4]:
+    for nprobe in nprobes[least : least + 3]:
 
         def reaches(k_factor: int, nprobe: int = nprobe) -> bool:
             return attempt(_ivf_pq(nprobe, k_factor)).recall >= target
