@@ -40,7 +40,7 @@ clean:
 BENCH_VENV := .bench-venv
 BENCH_DATA ?= ../shared/data
 
-.PHONY: bench-peers bench-single bench-quality bench-ingest bench-encoder
+.PHONY: bench-peers bench-single bench-quality bench-ingest bench-encoder bench-tokens
 
 bench-peers: $(BENCH_VENV)/.installed
 
@@ -64,3 +64,6 @@ bench-ingest: install
 
 bench-encoder: install
 	$(BIN)/python -m bench.encoder --data $(BENCH_DATA)
+
+bench-tokens: install
+	$(BIN)/python -m bench.tokens --data $(BENCH_DATA)
