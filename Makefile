@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 
 install: $(VENV)/.installed
 
-$(VENV)/.installed: pyproject.toml requirements.lock setup.py shoal/kernels/native.cpp
+$(VENV)/.installed: pyproject.toml requirements.lock setup.py \
+		$(wildcard shoal/kernels/*.cpp shoal/kernels/*.hpp)
 	tools/install.sh $(PYTHON) $(VENV)
 	touch $@
 
@@ -40,7 +41,7 @@ clean:
 BENCH_VENV := .bench-venv
 BENCH_DATA ?= ../shared/data
 
-.PHONY: bench-peers bench-single bench-quality bench-ingest bench-encoder bench-tokens
+.PHONY: bench-peers bench-single bench-quality bench-ingest bench-encoder bench-tokens bench-maxsim
 
 bench-peers: $(BENCH_VENV)/.installed
 
@@ -67,3 +68,6 @@ bench-encoder: install
 
 bench-tokens: install
 	$(BIN)/python -m bench.tokens --data $(BENCH_DATA)
+
+bench-maxsim: install
+	$(BIN)/python -m bench.maxsim
