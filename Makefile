@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 
 install: $(VENV)/.installed
 
-$(VENV)/.installed: pyproject.toml requirements.lock setup.py shoal/kernels/native.cpp
+$(VENV)/.installed: pyproject.toml requirements.lock setup.py \
+		$(wildcard shoal/kernels/*.cpp shoal/kernels/*.hpp)
 	tools/install.sh $(PYTHON) $(VENV)
 	touch $@
 
@@ -40,7 +41,7 @@ clean:
 BENCH_VENV := .bench-venv
 BENCH_DATA ?= ../shared/data
 
-.PHONY: bench-peers bench-single bench-quality bench-ingest bench-encoder
+.PHONY: bench-peers bench-single bench-quality bench-ingest bench-encoder bench-tokens bench-maxsim
 
 bench-peers: $(BENCH_VENV)/.installed
 
@@ -64,3 +65,9 @@ bench-ingest: install
 
 bench-encoder: install
 	$(BIN)/python -m bench.encoder --data $(BENCH_DATA)
+
+bench-tokens: install
+	$(BIN)/python -m bench.tokens --data $(BENCH_DATA)
+
+bench-maxsim: install
+	$(BIN)/python -m bench.maxsim

@@ -10,7 +10,8 @@ setup(
     ext_modules=[
         Extension(
             "shoal.kernels._native",
-            ["shoal/kernels/native.cpp"],
+            ["shoal/kernels/native.cpp", "shoal/kernels/maxsim.cpp"],
+            depends=["shoal/kernels/maxsim.hpp"],
             include_dirs=[pybind11.get_include()],
             language="c++",
             # Without contraction, or an instruction set with fused multiply-add moves bits.

@@ -59,15 +59,15 @@ class Passages:
 
 
 class Encoder:
-    """A running encoder process.
+    """A running encoder process with one model.
 
     Args:
         channel: to it.
     """
 
     def __init__(self, channel: grpc.Channel) -> None:
-        self._stub = encoder_pb2_grpc.EncoderServiceStub(channel)
-        self.info = self._stub.GetInfo(encoder_pb2.GetInfoRequest(), timeout=TIMEOUT_S)
+        self.stub = encoder_pb2_grpc.EncoderServiceStub(channel)
+        self.info = self.stub.GetInfo(encoder_pb2.GetInfoRequest(), timeout=TIMEOUT_S)
         self.model = self.info.models[0]
 
     def queries(self, texts: Sequence[str]) -> Rows:
@@ -77,7 +77,7 @@ class Encoder:
             texts=texts,
             allow_truncation=[True] * len(texts),
         )
-        return matrix_from_message(self._stub.EncodeQueries(request, timeout=TIMEOUT_S).vectors)
+        return matrix_from_message(self.stub.EncodeQueries(request, timeout=TIMEOUT_S).vectors)
 
     def corpus(self, documents: Sequence[dict[str, Any]], tokens: int, overlap: int) -> Passages:
         """All documents, several calls in flight."""
@@ -106,14 +106,15 @@ class Encoder:
             chunk_tokens=tokens,
             chunk_overlap=overlap,
         )
-        return self._stub.EncodeDocuments(request, timeout=TIMEOUT_S)
+        return self.stub.EncodeDocuments(request, timeout=TIMEOUT_S)
 
 
 @contextmanager
-def running(device: str, precision: str) -> Iterator[Encoder]:
+def running(device: str, precision: str, model: str = "all-minilm-l6-v2") -> Iterator[Encoder]:
     """An encoder process with as many threads as this one has cores."""
     environment = {
         **os.environ,
+        "SHOAL_ENCODER_MODELS": model,
         "SHOAL_ENCODER_DEVICE": device,
         "SHOAL_ENCODER_PRECISION": precision,
         "SHOAL_ENCODER_THREADS": str(cores := len(os.sched_getaffinity(0))),

@@ -24,6 +24,8 @@ it: read the ratios, which are of one run on the same cores, load generator incl
 | `make bench-quality` | nDCG@10, MRR@10, recall@100 of SciFact and NFCorpus | 25 min |
 | `make bench-ingest` | documents a second as a collection grows, fsyncs, memory | 3 min |
 | `make bench-encoder` | one encoder: rate, drift, quality by chunking; a GPU if any | 40 min |
+| `make bench-tokens` | exact MaxSim over token vectors of both corpora | 10 min |
+| `make bench-maxsim` | the MaxSim kernels: tokens a second on one core | 1 min |
 
 `BENCH_DATA` names the folder that holds the two corpora in BEIR's layout; without it, single and
 ingest use synthetic vectors, and say so. `make bench-single` wants h2load (Debian's

@@ -132,6 +132,7 @@ def model_from_message(info: encoder_pb2.ModelInfo) -> Model:
         dim=info.dim,
         similarity=SIMILARITIES.get(info.similarity, Similarity.COSINE),
         max_document_tokens=info.max_document_tokens,
+        token_vectors=info.token_vectors,
     )
 
 

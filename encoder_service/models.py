@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from encoder_service.backends.layout import read_layout
-from encoder_service.backends.port import Backend, TokenIds
+from encoder_service.backends.port import Backend, ModelInput, TokenIds
 from encoder_service.backends.reference import Source, find
 from encoder_service.backends.tokenizer import Tokenizer
 from encoder_service.backends.torch_backend import TorchBackend
@@ -87,8 +87,10 @@ def load(
             given=found,
         )
     tokenizer = Tokenizer(layout.transformer / "tokenizer.json", layout.card.lowercase)
-    for max_tokens in (layout.card.max_query_tokens, layout.card.max_document_tokens):
+    for max_tokens in (layout.card.query_room, layout.card.document_room):
         tokenizer.prepare_cut(max_tokens)
+    if layout.card.tokens is not None:
+        tokenizer.check_rules(layout.card.tokens)
     backend = TorchBackend(layout, *device)
     return Model(reference, layout.card, found, tokenizer, backend)
 
@@ -133,22 +135,23 @@ def check(model: Model, settings: EncoderSettings) -> Model:
 
 
 def encode_alone(model: Model, side: str, text: str) -> Float32Matrix:
-    """float32[dim]: one text as its side ("query" or "document") would be encoded."""
+    """float32[rows, dim]: one text as its side ("query" or "document") would be encoded."""
     if side == "query":
-        ids = prepare_query(model.card, model.tokenizer, text, may_cut=True).ids
+        text_input = prepare_query(model.card, model.tokenizer, text, may_cut=True).input
     else:
-        ids = prepare_document(model.card, model.tokenizer, "", text, (0, 0)).ids[0]
-    vector: Float32Matrix = _encode(model, [ids])[0]
-    return vector
+        text_input = prepare_document(model.card, model.tokenizer, "", text, (0, 0)).inputs[0]
+    return _encode(model, text_input)
 
 
 def golden_json(model: Model, texts: list[tuple[str, str]]) -> str:
-    """The content of a golden file for (side, text) pairs, vectors to 7 decimals."""
+    """The content of a golden file for (side, text) pairs: vectors to 7 decimals, several of
+    one text one after the other.
+    """
     entries = [
         {
             "side": side,
             "text": text,
-            "vector": [round(float(value), 7) for value in encode_alone(model, side, text)],
+            "vector": [round(float(value), 7) for value in encode_alone(model, side, text).ravel()],
         }
         for side, text in texts
     ]
@@ -156,9 +159,9 @@ def golden_json(model: Model, texts: list[tuple[str, str]]) -> str:
     return json.dumps(golden, ensure_ascii=False, indent=None, separators=(",", ":")) + "\n"
 
 
-def _encode(model: Model, texts: list[TokenIds]) -> Float32Matrix:
-    length = padded_length(len(texts[0]), model.card.max_tokens)
-    return finish(model.backend.encode(texts, length), model.card.dim, model.card.normalize)
+def _encode(model: Model, text: ModelInput) -> Float32Matrix:
+    length = padded_length(len(text.ids), model.card.max_tokens)
+    return finish(model.backend.encode([text], length)[0], model.card.dim, model.card.normalize)
 
 
 def _golden_drift(model: Model, source: Source) -> tuple[float, int]:
@@ -172,11 +175,12 @@ def _golden_drift(model: Model, source: Source) -> tuple[float, int]:
             encoder=model.reference,
         )
     entries = golden["golden"]
-    promised = np.array([entry["vector"] for entry in entries], np.float32)
-    given = np.stack([encode_alone(model, entry["side"], entry["text"]) for entry in entries])
-    if promised.shape != given.shape:
+    given = [encode_alone(model, entry["side"], entry["text"]) for entry in entries]
+    if any(rows.size != len(entry["vector"]) for rows, entry in zip(given, entries, strict=True)):
         raise EncoderDrift(f"{model.reference!r}: golden vectors are of another length")
-    return cosine_distance(given, promised), len(entries)
+    promised = np.concatenate([entry["vector"] for entry in entries]).astype(np.float32)
+    rows = np.concatenate(given)
+    return cosine_distance(rows, promised.reshape(rows.shape)), len(entries)
 
 
 def _read_golden(source: Source) -> dict[str, Any] | None:
@@ -210,10 +214,15 @@ def _batch_drift(model: Model) -> float:
             np.resize(np.roll(words, shift), length - shift) for shift in range(1, _PROBES + 1)
         ]
         full = [np.resize(np.roll(words, shift), length) for shift in range(_PROBES)]
-        for probes in (padded, full):
-            pooled = model.backend.encode(probes, length)
-            among = finish(pooled, model.card.dim, model.card.normalize)
-            for probe, vector in zip(probes, among, strict=True):
-                difference = np.abs(_encode(model, [probe])[0] - vector).max()
-                drift = max(drift, float(difference))
+        for ids in (padded, full):
+            probes = [_probe(model.card, one) for one in ids]
+            among = model.backend.encode(probes, length)
+            for probe, rows in zip(probes, among, strict=True):
+                finished = finish(rows, model.card.dim, model.card.normalize)
+                drift = max(drift, float(np.abs(_encode(model, probe) - finished).max()))
     return drift
+
+
+def _probe(card: Card, ids: TokenIds) -> ModelInput:
+    kept = None if card.tokens is None else np.ones(len(ids), np.bool_)
+    return ModelInput(ids, len(ids), kept)

@@ -37,6 +37,7 @@ def model_info(model: Model) -> encoder_pb2.ModelInfo:
         golden_texts=model.golden_texts,
         max_document_tokens=model.card.max_document_tokens,
         max_query_tokens=model.card.max_query_tokens,
+        token_vectors=model.card.tokens is not None,
     )
 
 
@@ -56,24 +57,28 @@ def queries(
         encoded: an outcome for each text that was prepared, in order.
         tokenize_us: what preparing took.
     """
-    pooled = np.zeros((len(prepared), model.card.dim), np.float32)
+    nothing = np.zeros((0 if model.card.tokens else 1, model.card.dim), np.float32)
+    rows = [nothing] * len(prepared)
     statuses = [common_pb2.Status() for _ in prepared]
     outcomes = iter(encoded)
-    for row, text in enumerate(prepared):
+    for number, text in enumerate(prepared):
         outcome = text if isinstance(text, ShoalError) else next(outcomes)
         if isinstance(outcome, ShoalError):
-            statuses[row] = to_status(outcome)
+            statuses[number] = to_status(outcome)
         elif outcome.error is not None:
-            statuses[row] = to_status(outcome.error)
-        elif outcome.vector is not None:
-            pooled[row] = outcome.vector
+            statuses[number] = to_status(outcome.error)
+        elif outcome.rows is not None:
+            rows[number] = outcome.rows
     return encoder_pb2.EncodeQueriesResponse(
         fingerprint=model.fingerprint,
         precision=model.backend.precision,
-        vectors=_matrix(model, pooled, columns),
+        vectors=_matrix(model, rows, columns),
+        row_counts=_row_counts(model, rows),
         statuses=_unless_all_ok(statuses),
         truncated=[isinstance(text, PreparedQuery) and text.truncated for text in prepared],
-        token_counts=[len(text.ids) if isinstance(text, PreparedQuery) else 0 for text in prepared],
+        token_counts=[
+            len(text.input.ids) if isinstance(text, PreparedQuery) else 0 for text in prepared
+        ],
         timings=_timings(encoded, tokenize_us),
     )
 
@@ -113,15 +118,15 @@ def documents(
         counts[number] = len(document.passages)
         starts += [passage.start for passage in document.passages]
         ends += [passage.end for passage in document.passages]
-        rows += [outcome.vector for outcome in outcomes if outcome.vector is not None]
-    pooled = np.stack(rows) if rows else np.zeros((0, model.card.dim), np.float32)
+        rows += [outcome.rows for outcome in outcomes if outcome.rows is not None]
     return encoder_pb2.EncodeDocumentsResponse(
         fingerprint=model.fingerprint,
         precision=model.backend.precision,
         passage_counts=counts,
         span_starts=starts,
         span_ends=ends,
-        vectors=_matrix(model, pooled, columns),
+        vectors=_matrix(model, rows, columns),
+        row_counts=_row_counts(model, rows),
         statuses=_unless_all_ok(statuses),
         truncated=[
             isinstance(document, PreparedDocument) and document.truncated for document in prepared
@@ -130,8 +135,13 @@ def documents(
     )
 
 
-def _matrix(model: Model, pooled: Float32Matrix, columns: int) -> common_pb2.Matrix:
-    return matrix_to_message(finish(pooled, columns, model.card.normalize))
+def _matrix(model: Model, rows: Sequence[Float32Matrix], columns: int) -> common_pb2.Matrix:
+    together = np.concatenate([np.zeros((0, model.card.dim), np.float32), *rows])
+    return matrix_to_message(finish(together, columns, model.card.normalize))
+
+
+def _row_counts(model: Model, rows: Sequence[Float32Matrix]) -> list[int]:
+    return [len(each) for each in rows] if model.card.tokens else []
 
 
 def _unless_all_ok(statuses: list[common_pb2.Status]) -> list[common_pb2.Status]:

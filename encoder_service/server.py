@@ -115,7 +115,7 @@ class EncoderServer(encoder_pb2_grpc.EncoderServiceServicer):
             rows = [row for row, text in enumerate(prepared) if isinstance(text, PreparedQuery)]
             encoded = await admission.encode(
                 (model.fingerprint, model.backend, model.card.max_tokens),
-                [text.ids for text in prepared if isinstance(text, PreparedQuery)],
+                [text.input for text in prepared if isinstance(text, PreparedQuery)],
                 [deadlines_ns[row] for row in rows],
             )
         return replies.queries(model, columns, prepared, encoded, tokenize_us)
@@ -140,10 +140,10 @@ class EncoderServer(encoder_pb2_grpc.EncoderServiceServicer):
                 Lane.DOCUMENT, partial(_prepare_documents, model, request, self._limits)
             )
             passages = [
-                ids
+                passage
                 for document in prepared
                 if isinstance(document, PreparedDocument)
-                for ids in document.ids
+                for passage in document.inputs
             ]
             encoded = await admission.encode(
                 (model.fingerprint, model.backend, model.card.max_tokens),

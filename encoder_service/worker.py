@@ -12,7 +12,7 @@ from typing import TypeVar
 import numpy as np
 
 from encoder_service import metrics
-from encoder_service.backends.port import Backend, TokenIds
+from encoder_service.backends.port import Backend, ModelInput
 from encoder_service.core.batching import (
     Action,
     Arrived,
@@ -44,14 +44,14 @@ class Encoded:
     """One text's outcome.
 
     Attributes:
-        vector: float32[dim], not normalised; None if it failed.
+        rows: float32[rows, dim], not normalised; None if it failed.
         error: why it failed.
         queue_ns: its wait.
         batch: number of the batch that it was in; 0 if it was in none.
         model_ns: how long that batch ran.
     """
 
-    vector: Float32Matrix | None
+    rows: Float32Matrix | None
     error: ShoalError | None
     queue_ns: int
     batch: int = 0
@@ -60,7 +60,7 @@ class Encoded:
 
 @dataclass(slots=True)
 class _Waiting:
-    ids: TokenIds
+    text: ModelInput
     backend: Backend
     since_ns: int
     done: asyncio.Future[Encoded]
@@ -83,14 +83,14 @@ class Admission:
     async def encode(
         self,
         model: tuple[str, Backend, int],
-        texts: Sequence[TokenIds],
+        texts: Sequence[ModelInput],
         deadlines_ns: Sequence[int | None],
     ) -> list[Encoded]:
         """Encodes the request's texts; called once.
 
         Args:
             model: (fingerprint, engine, the card's longest text).
-            texts: token ids of each.
+            texts: as the model reads them.
             deadlines_ns: of each, on `time.monotonic_ns`; None is never.
 
         Returns:
@@ -137,7 +137,7 @@ class EncodeWorker:
         request: int,
         lane: Lane,
         model: tuple[str, Backend, int],
-        texts: Sequence[TokenIds],
+        texts: Sequence[ModelInput],
         deadlines_ns: Sequence[int | None],
     ) -> list[Encoded]:
         """See `Admission.encode`."""
@@ -145,18 +145,18 @@ class EncodeWorker:
         loop, now_ns = asyncio.get_running_loop(), time.monotonic_ns()
         items: list[Item] = []
         futures: list[asyncio.Future[Encoded]] = []
-        for ids, deadline_ns in zip(texts, deadlines_ns, strict=True):
+        for text, deadline_ns in zip(texts, deadlines_ns, strict=True):
             item = Item(
                 id=next(self._ids),
                 request=request,
                 lane=lane,
                 model=fingerprint,
-                tokens=len(ids),
-                length=padded_length(len(ids), max_tokens),
+                tokens=text.attended,
+                length=padded_length(len(text.ids), max_tokens),
                 deadline_ns=deadline_ns,
             )
             done: asyncio.Future[Encoded] = loop.create_future()
-            self._waiting[item.id] = _Waiting(ids, backend, now_ns, done)
+            self._waiting[item.id] = _Waiting(text, backend, now_ns, done)
             items.append(item)
             futures.append(done)
         self._act(Tokenized(request, tuple(items)))
@@ -213,28 +213,28 @@ class EncodeWorker:
 
     async def _run_batch(self, run: Run) -> None:
         texts = [self._waiting.pop(item.id) for item in run.items]
-        ids, backend = [text.ids for text in texts], texts[0].backend
+        inputs, backend = [waiting.text for waiting in texts], texts[0].backend
         started_ns = time.monotonic_ns()
         error: ShoalError | Exception | None = None
-        vectors: Float32Matrix | None = None
+        found: list[Float32Matrix] | None = None
         try:
-            vectors = await self.on_model_thread(lambda: backend.encode(ids, run.length))
+            found = await self.on_model_thread(lambda: backend.encode(inputs, run.length))
         except Exception as raised:
-            logger.exception("event=batch_failed texts=%d length=%d", len(ids), run.length)
+            logger.exception("event=batch_failed texts=%d length=%d", len(inputs), run.length)
             error = raised
         elapsed_ns = time.monotonic_ns() - started_ns
-        self._act(BatchDone(run.length * len(ids), elapsed_ns))
+        self._act(BatchDone(run.length * len(inputs), elapsed_ns))
         _measure(run, elapsed_ns, [started_ns - text.since_ns for text in texts])
         batch = next(self._batches)
-        for row, text in enumerate(texts):
+        for number, text in enumerate(texts):
             if text.done.done():
                 continue
-            if vectors is None:
+            if found is None:
                 text.done.set_exception(error or RuntimeError("the model gave nothing"))
                 continue
             queue_ns = started_ns - text.since_ns
-            if np.isfinite(vectors[row]).all():
-                done = Encoded(vectors[row], None, queue_ns, batch, elapsed_ns)
+            if np.isfinite(found[number]).all():
+                done = Encoded(found[number], None, queue_ns, batch, elapsed_ns)
             else:
                 broken = EncoderDrift("the model gave NaN or infinity; use another precision")
                 done = Encoded(None, broken, queue_ns, batch, elapsed_ns)

@@ -37,6 +37,7 @@ class Model:
         dim: columns of a full vector.
         similarity: the card's.
         max_document_tokens: tokens of a passage at most, special ones included.
+        token_vectors: it gives one vector per token, not one per text.
     """
 
     fingerprint: str
@@ -44,6 +45,7 @@ class Model:
     dim: int
     similarity: Similarity
     max_document_tokens: int
+    token_vectors: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,10 +118,12 @@ def settle(wish: Wish, model: Model | None) -> Settled:
         model: what its encoder loaded; None for "none".
 
     Raises:
-        InvalidRequest: a dim or a chunk length that the model does not have.
+        InvalidRequest: a dim or a chunk length that the model does not have, or vectors
+            of another kind than the collection's.
     """
     chunk_tokens = 0
     if model is not None:
+        _check_kind(wish, model)
         _check_dim(wish.dim, model)
         chunk_tokens = _chunk_tokens(wish.chunk_tokens, model)
     return Settled(
@@ -136,6 +140,15 @@ def settle(wish: Wish, model: Model | None) -> Settled:
         chunk_overlap=chunk_tokens * DEFAULT_CHUNK_OVERLAP // DEFAULT_CHUNK_TOKENS,
         shards=wish.shards,
     )
+
+
+def _check_kind(wish: Wish, model: Model) -> None:
+    if model.token_vectors and wish.kind is Kind.SINGLE:
+        raise InvalidRequest(
+            f"encoder {wish.encoder!r} gives one vector per token; a collection of kind single "
+            "wants an encoder that gives one per text",
+            field="encoder",
+        )
 
 
 def _chunk_tokens(asked: int | None, model: Model) -> int:

@@ -8,11 +8,13 @@ import json
 import logging
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from encoder_service.backends import token_layout
 from encoder_service.backends.reference import Source
+from encoder_service.backends.token_layout import TokenLayout
 from encoder_service.core.card import Card, DenseLayer, Pooling, canonical_json
 from shoal.errors import UnsupportedModel
 from shoal.types import Similarity
@@ -65,6 +67,7 @@ class _Modules:
     pooling: Pooling
     dense: tuple[Path, ...]
     normalize: bool
+    mask: dict[str, Any] = field(default_factory=dict)
 
 
 def read_layout(source: Source) -> Layout:
@@ -76,11 +79,26 @@ def read_layout(source: Source) -> Layout:
     Raises:
         UnsupportedModel: it is not a layout or module that Shoal loads.
     """
-    modules = _read_modules(source.folder)
+    words = _read_json(source.folder / "config_sentence_transformers.json", optional=True)
+    kind = str(words.get("model_type", "SentenceTransformer"))
+    settings = source.folder / token_layout.STANFORD_SETTINGS
+    if settings.is_file():
+        modules = _Modules(source.folder, Pooling.NONE, (source.folder,), normalize=True)
+    else:
+        modules = _read_modules(source, kind)
     config = _read_json(modules.transformer / "config.json")
     bert = _read_json(modules.transformer / "sentence_bert_config.json", optional=True)
-    words = _read_json(source.folder / "config_sentence_transformers.json", optional=True)
-    dense = tuple(_read_dense(folder) for folder in modules.dense)
+    tokens: TokenLayout | None = None
+    if settings.is_file():
+        stanford = _read_json(settings)
+        tokens = token_layout.stanford(stanford)
+        dense: tuple[DenseLayer, ...] = (_stanford_projection(source.folder, config, stanford),)
+    else:
+        dense = tuple(_read_dense(folder) for folder in modules.dense)
+    if kind == token_layout.PYLATE:
+        tokens = token_layout.pylate(words)
+    elif kind == token_layout.SENTENCE_TRANSFORMERS:
+        tokens = token_layout.sentence_transformers(bert, modules.mask)
     max_tokens = _max_tokens(modules.transformer, config, bert)
     query_prompt, document_prompt = _prompts(words)
     fields: dict[str, Any] = {
@@ -94,20 +112,24 @@ def read_layout(source: Source) -> Layout:
         "normalize": modules.normalize,
         "query_prompt": query_prompt,
         "document_prompt": document_prompt,
-        "max_query_tokens": max_tokens,
-        "max_document_tokens": max_tokens,
+        "max_query_tokens": min(max_tokens, (tokens and tokens.max_query_tokens) or max_tokens),
+        "max_document_tokens": min(
+            max_tokens, (tokens and tokens.max_document_tokens) or max_tokens
+        ),
         "dim": dense[-1].out_features if dense else _hidden_size(config),
         "matryoshka_dims": (),
-        "similarity": _similarity(words),
+        "similarity": _similarity(words, kind),
         "licence": _licence(source.folder),
         "source": source.name,
         "revision": source.revision,
+        "tokens": None if tokens is None else tokens.rules,
     }
     fields.update(_overrides(source.folder, max_tokens, fields["dim"]))
     return Layout(Card(**fields), modules.transformer, modules.dense)
 
 
-def _read_modules(folder: Path) -> _Modules:
+def _read_modules(source: Source, kind: str) -> _Modules:
+    folder = source.folder
     if not (folder / "modules.json").is_file():
         if not (folder / "config.json").is_file():
             raise UnsupportedModel(f"{folder.name} has neither modules.json nor config.json")
@@ -118,29 +140,33 @@ def _read_modules(folder: Path) -> _Modules:
         )
         return _Modules(folder, Pooling.MEAN, (), True)
     transformer: Path | None = None
-    pooling: Pooling | None = None
+    late = kind in {token_layout.PYLATE, token_layout.SENTENCE_TRANSFORMERS}
+    pooling = Pooling.NONE if late else None
     dense: list[Path] = []
-    normalize = False
+    normalize = kind == token_layout.PYLATE  # it does so without a module
+    mask: dict[str, Any] = {}
     for module in _read_json(folder / "modules.json", kind=list):
-        path, kind = _inside(folder, str(module.get("path", ""))), str(module.get("type", ""))
-        name = kind.rpartition(".")[2]
+        path, named = _inside(folder, str(module.get("path", ""))), str(module.get("type", ""))
+        name = named.rpartition(".")[2]
         if name == "Transformer" and transformer is None:
-            transformer = path
+            transformer = source.transformer or path
         elif name == "Pooling" and transformer and pooling is None:
             pooling = _read_pooling(path)
-        elif name == "Dense" and pooling and not normalize:
+        elif name == "Dense" and transformer and pooling and (late or not normalize):
             dense.append(path)
+        elif name == "MultiVectorMask" and late:
+            mask = _read_json(path / "config.json")
         elif name == "Normalize" and pooling:
             normalize = True
         else:
             raise UnsupportedModel(
-                f"modules.json has {kind!r} where Shoal does not take it; it takes Transformer, "
+                f"modules.json has {named!r} where Shoal does not take it; it takes Transformer, "
                 "Pooling, any Dense, and Normalize, in this order",
-                module=kind,
+                module=named,
             )
     if transformer is None or pooling is None:
         raise UnsupportedModel("modules.json lacks a Transformer or a Pooling module")
-    return _Modules(transformer, pooling, tuple(dense), normalize)
+    return _Modules(transformer, pooling, tuple(dense), normalize, mask)
 
 
 def _inside(folder: Path, path: str) -> Path:
@@ -175,12 +201,27 @@ def _read_dense(folder: Path) -> DenseLayer:
         raise UnsupportedModel(
             f"activation {activation!r} is not one of {', '.join(_ACTIVATIONS)}", module="Dense"
         )
+    if config.get("use_residual"):
+        raise UnsupportedModel("a Dense layer with a residual is not supported", module="Dense")
     return DenseLayer(
         weights_sha256=_sha256(folder / "model.safetensors"),
         in_features=int(config["in_features"]),
         out_features=int(config["out_features"]),
         bias=bool(config.get("bias", True)),
         activation=_ACTIVATIONS[activation],
+    )
+
+
+def _stanford_projection(
+    folder: Path, config: dict[str, Any], settings: dict[str, Any]
+) -> DenseLayer:
+    """`linear.weight` beside the transformer's own weights."""
+    return DenseLayer(
+        weights_sha256=_sha256(folder / "model.safetensors"),
+        in_features=_hidden_size(config),
+        out_features=int(settings.get("dim", 128)),
+        bias=False,
+        activation="identity",
     )
 
 
@@ -206,9 +247,11 @@ def _prompts(words: dict[str, Any]) -> tuple[str, str]:
     return first("query"), first("document", "passage", "corpus")
 
 
-def _similarity(words: dict[str, Any]) -> Similarity:
-    if words.get("model_type", "SentenceTransformer") != "SentenceTransformer":
-        raise UnsupportedModel(f"a {words['model_type']} does not give one vector per text")
+def _similarity(words: dict[str, Any], kind: str) -> Similarity:
+    if kind in {token_layout.PYLATE, token_layout.SENTENCE_TRANSFORMERS}:
+        return Similarity.DOT  # MaxSim sums dot products
+    if kind != "SentenceTransformer":
+        raise UnsupportedModel(f"a {kind} gives no dense vectors")
     name = words.get("similarity_fn_name") or "cosine"
     if name not in _SIMILARITIES:
         raise UnsupportedModel(f"similarity {name!r} is not one of {', '.join(_SIMILARITIES)}")

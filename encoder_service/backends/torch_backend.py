@@ -11,7 +11,7 @@ from transformers import AutoModel
 from transformers.utils import logging as transformers_logging
 
 from encoder_service.backends.layout import Layout
-from encoder_service.backends.port import TokenIds
+from encoder_service.backends.port import ModelInput
 from encoder_service.core.card import DenseLayer, Pooling
 from shoal.errors import UnsupportedModel
 from shoal.types import Float32Matrix
@@ -90,13 +90,13 @@ class TorchBackend:
             for layer, folder in zip(layout.card.dense, layout.dense, strict=True)
         ]
 
-    def encode(self, texts: Sequence[TokenIds], length: int) -> Float32Matrix:
+    def encode(self, texts: Sequence[ModelInput], length: int) -> list[Float32Matrix]:
         """See `Backend.encode`."""
         ids = np.full((len(texts), length), self._pad_id, np.int64)
         mask = np.zeros((len(texts), length), np.int64)
         for row, text in enumerate(texts):
-            ids[row, : len(text)] = text
-            mask[row, : len(text)] = 1
+            ids[row, : len(text.ids)] = text.ids
+            mask[row, : text.attended] = 1
         with torch.inference_mode():
             on_device = torch.from_numpy(mask).to(self.device)
             hidden = self._model(
@@ -105,12 +105,18 @@ class TorchBackend:
             vectors = _pool(hidden.float(), on_device, self._pooling)
             for layer in self._dense:
                 vectors = layer(vectors)
-            result: Float32Matrix = vectors.cpu().numpy()
-        return result
+            rows: Float32Matrix = vectors.cpu().numpy()
+        if self._pooling is not Pooling.NONE:
+            return list(rows[:, np.newaxis])
+        return [
+            of_text[: len(text.ids)][text.kept] for of_text, text in zip(rows, texts, strict=True)
+        ]
 
 
 def _pool(hidden: torch.Tensor, mask: torch.Tensor, pooling: Pooling) -> torch.Tensor:
-    """float32[n, length, dim] to float32[n, dim]; texts are padded on the right."""
+    """float32[n, length, dim] to [n, dim], or as it is; texts are padded on the right."""
+    if pooling is Pooling.NONE:
+        return hidden
     if pooling is Pooling.CLS:
         return hidden[:, 0]
     if pooling is Pooling.LAST_TOKEN:
@@ -124,7 +130,8 @@ class _Dense:
     def __init__(self, layer: DenseLayer, weights: dict[str, torch.Tensor], device: str) -> None:
         shape = (layer.out_features, layer.in_features)
         names = {"linear.weight", "linear.bias"} if layer.bias else {"linear.weight"}
-        if set(weights) != names or tuple(weights["linear.weight"].shape) != shape:
+        # Stanford ColBERT keeps its projection among the transformer's weights.
+        if not names <= set(weights) or tuple(weights["linear.weight"].shape) != shape:
             raise UnsupportedModel(f"a Dense layer's weights are not {sorted(names)} of {shape}")
         self._weight = weights["linear.weight"].float().to(device)
         self._bias = weights["linear.bias"].float().to(device) if layer.bias else None

@@ -14,11 +14,12 @@ _NO_EFFECT_ON_VECTORS = ("matryoshka_dims", "similarity", "licence", "source", "
 
 
 class Pooling(Enum):
-    """How a text's token vectors become one."""
+    """How a text's token vectors become one; NONE keeps them all (late interaction)."""
 
     MEAN = "mean"
     CLS = "cls"
     LAST_TOKEN = "lasttoken"  # noqa: S105 - a pooling mode, not a secret
+    NONE = "none"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +39,28 @@ class DenseLayer:
     out_features: int
     bias: bool
     activation: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenRules:
+    """What late interaction adds to a text, and which of its tokens give vectors.
+
+    Source: Khattab and Zaharia, ColBERT (SIGIR 2020), section 3.2.
+
+    Attributes:
+        query_marker: token that stands second in every question; empty adds none.
+        document_marker: the same for every passage.
+        query_expansion: tokens up to which a question is filled with the mask token; 0
+            fills nothing.
+        attend_to_expansion: the question's own tokens see those that fill it.
+        skip: words whose tokens give a passage no vector, ascending.
+    """
+
+    query_marker: str
+    document_marker: str
+    query_expansion: int
+    attend_to_expansion: bool
+    skip: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +87,7 @@ class Card:
         licence: of the weights; empty if the model does not say.
         source: built-in name, hub id, or folder name.
         revision: 40 hex digits of the hub's commit, or empty.
+        tokens: of a model that gives one vector per token; None of others.
     """
 
     weights_sha256: str
@@ -84,6 +108,17 @@ class Card:
     licence: str
     source: str
     revision: str
+    tokens: TokenRules | None = None
+
+    @property
+    def query_room(self) -> int:
+        """Tokens of a question, special ones and prompt included, its marker left out."""
+        return self.max_query_tokens - bool(self.tokens and self.tokens.query_marker)
+
+    @property
+    def document_room(self) -> int:
+        """The same for a passage."""
+        return self.max_document_tokens - bool(self.tokens and self.tokens.document_marker)
 
     @property
     def max_tokens(self) -> int:
@@ -127,4 +162,6 @@ def _fields(card: Card) -> dict[str, Any]:
     fields["pooling"] = card.pooling.value
     fields["similarity"] = card.similarity.value
     fields["version"] = CARD_VERSION
+    if card.tokens is None:
+        del fields["tokens"]  # as before there were such models: fingerprints stay
     return fields

@@ -40,3 +40,14 @@ def encode(
     numbers: NDArray[np.int64],
     field: int,
 ) -> list[bytes]: ...
+def maxsim_paths() -> list[str]: ...
+def maxsim(
+    path: str,
+    centroid_table: NDArray[np.int16],
+    residual_table: NDArray[np.int16],
+    tokens: int,
+    centroids: NDArray[np.uint32],
+    words: NDArray[np.uint8],
+    starts: NDArray[np.int64],
+    documents: NDArray[np.int64],
+) -> NDArray[np.int64]: ...

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from encoder_service.backends.layout import read_layout
+from encoder_service.backends.port import ModelInput
 from encoder_service.backends.reference import Source, find
 from encoder_service.core.batching import padded_length
 from encoder_service.core.card import Pooling, fingerprint
@@ -61,18 +62,19 @@ def load_model(folder: Path, expected: str = "") -> Model:
     return load(str(folder), expected, SETTINGS, ("cpu", "fp32"))
 
 
-def encode(model: Model, ids: list[Any]) -> Any:
-    length = max(padded_length(len(text), model.card.max_tokens) for text in ids)
-    return finish(model.backend.encode(ids, length), model.card.dim, model.card.normalize)
+def encode(model: Model, texts: list[ModelInput]) -> Any:
+    length = max(padded_length(len(text.ids), model.card.max_tokens) for text in texts)
+    rows = np.concatenate(model.backend.encode(texts, length))
+    return finish(rows, model.card.dim, model.card.normalize)
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 def test_vectors_equal_a_direct_forward_pass(tmp_path: Path, recipe: Recipe) -> None:
     folder = write_checkpoint(tmp_path / "model", recipe)
     model = load_model(folder)
-    queries = [prepare_query(model.card, model.tokenizer, text, False).ids for text in TEXTS]
+    queries = [prepare_query(model.card, model.tokenizer, text, False).input for text in TEXTS]
     documents = [
-        prepare_document(model.card, model.tokenizer, "", text, (0, 0)).ids[0] for text in TEXTS
+        prepare_document(model.card, model.tokenizer, "", text, (0, 0)).inputs[0] for text in TEXTS
     ]
     for side, ids in (("query", queries), ("passage", documents)):
         prompt = recipe.prompts.get(side, "")

@@ -39,7 +39,7 @@ class Gate:
         def held(backend: TorchBackend, texts: Any, length: int) -> Any:
             self.entered.set()
             assert self.open.wait(TIMEOUT_S)
-            self.lengths.append([len(text) for text in texts])
+            self.lengths.append([len(text.ids) for text in texts])
             return honest(backend, texts, length)
 
         monkeypatch.setattr(TorchBackend, "encode", held)
@@ -297,7 +297,8 @@ async def test_a_failing_batch_fails_its_request_and_no_other(
         if length > 8:
             raise RuntimeError("out of memory")
         vectors = honest(backend, texts, length)
-        return vectors * np.float32(np.nan if len(texts[0]) == 4 else 1.0)
+        factor = np.float32(np.nan if len(texts[0].ids) == 4 else 1.0)
+        return [rows * factor for rows in vectors]
 
     monkeypatch.setattr(TorchBackend, "encode", broken)
     error = await failure(service.queries("one two three four five six seven", "sea"))

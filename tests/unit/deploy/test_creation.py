@@ -1,5 +1,7 @@
 """What becomes of a wish for a collection."""
 
+import dataclasses
+
 import pytest
 
 from deploy.core.creation import Bounds, Model, Wish, check_wish, settle
@@ -50,6 +52,12 @@ def test_dims_are_the_cards() -> None:
     assert settle(check_wish(Wish(name="a", dim=64), BOUNDS), MODEL).dim == 64
     with pytest.raises(InvalidRequest, match="64, 128, 384"):
         settle(check_wish(Wish(name="a", dim=65), BOUNDS), MODEL)
+
+
+def test_an_encoder_of_token_vectors_is_none_of_a_single_collection() -> None:
+    model = dataclasses.replace(MODEL, token_vectors=True)
+    with pytest.raises(InvalidRequest, match="one vector per token"):
+        settle(check_wish(Wish(name="a"), BOUNDS), model)
 
 
 def test_passages_fit_the_model() -> None:

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from encoder_service.core.card import Card, DenseLayer, Pooling, card_json, fingerprint
+from encoder_service.core.card import Card, DenseLayer, Pooling, TokenRules, card_json, fingerprint
 from shoal.errors import InvalidRequest
 from shoal.types import Similarity
 
@@ -30,7 +30,21 @@ CARD = Card(
     source="a/model",
     revision="0" * 40,
 )
-VECTOR_FIELDS = {
+RULES = TokenRules(
+    query_marker="[Q] ",
+    document_marker="[D] ",
+    query_expansion=32,
+    attend_to_expansion=False,
+    skip=(".",),
+)
+TOKEN_FIELDS = {
+    "query_marker": "",
+    "document_marker": "",
+    "query_expansion": 0,
+    "attend_to_expansion": True,
+    "skip": (),
+}
+VECTOR_FIELDS: dict[str, object] = {
     "weights_sha256": "x",
     "tokenizer_sha256": "x",
     "config_sha256": "x",
@@ -44,6 +58,7 @@ VECTOR_FIELDS = {
     "max_query_tokens": 65,
     "max_document_tokens": 255,
     "dim": 5,
+    "tokens": RULES,
 }
 OTHER_FIELDS = {
     "matryoshka_dims": (),
@@ -61,6 +76,13 @@ def test_every_field_is_of_one_kind() -> None:
 @pytest.mark.parametrize(("name", "value"), VECTOR_FIELDS.items())
 def test_what_changes_a_vector_changes_the_fingerprint(name: str, value: object) -> None:
     assert fingerprint(dataclasses.replace(CARD, **{name: value})) != fingerprint(CARD)
+
+
+@pytest.mark.parametrize(("name", "value"), TOKEN_FIELDS.items())
+def test_every_token_rule_changes_the_fingerprint(name: str, value: object) -> None:
+    card = dataclasses.replace(CARD, tokens=RULES)
+    other = dataclasses.replace(CARD, tokens=dataclasses.replace(RULES, **{name: value}))
+    assert fingerprint(other) != fingerprint(card)
 
 
 @pytest.mark.parametrize(("name", "value"), OTHER_FIELDS.items())

@@ -37,7 +37,7 @@ def test_a_query_is_its_prompt_and_its_text() -> None:
     card, tokenizer = encoder()
     card = dataclasses.replace(card, query_prompt="query: ")
     prepared = prepare_query(card, tokenizer, "Blue sky", may_cut=False)
-    assert prepared.ids.tolist() == ids("query: Blue sky")
+    assert prepared.input.ids.tolist() == ids("query: Blue sky")
     assert not prepared.truncated
     for empty in ("", " \n\t", "\x00\x01"):
         with pytest.raises(EmptyText):
@@ -53,7 +53,7 @@ def test_a_long_query_is_refused_or_cut_with_its_special_tokens() -> None:
     prepared = prepare_query(card, tokenizer, text, may_cut=True)
     whole = ids(text)
     assert prepared.truncated
-    assert prepared.ids.tolist() == [*whole[:255], whole[-1]]
+    assert prepared.input.ids.tolist() == [*whole[:255], whole[-1]]
     exact = "fish " * 254
     assert not prepare_query(card, tokenizer, exact, may_cut=False).truncated
 
@@ -64,7 +64,8 @@ def test_a_passage_is_prompt_title_space_and_its_characters() -> None:
     text = "Deep water is cold. " * 60
     prepared = prepare_document(card, tokenizer, "The sea", text, (64, 8))
     assert len(prepared.passages) > 3
-    for passage, tokens in zip(prepared.passages, prepared.ids, strict=True):
+    for passage, text_input in zip(prepared.passages, prepared.inputs, strict=True):
+        tokens = text_input.ids
         words = f"passage: The sea {text[passage.start : passage.end]}"
         assert tokens.tolist() == ids(words)
     assert not prepared.truncated
@@ -74,10 +75,10 @@ def test_chunking_off_is_one_passage_cut_at_the_cards_length_and_flagged() -> No
     text = "Deep water is cold. " * 100
     prepared = document("The sea", text, chunk=0, overlap=0)
     (passage,) = prepared.passages
-    assert len(prepared.ids[0]) == 256
+    assert len(prepared.inputs[0].ids) == 256
     assert prepared.truncated
     assert passage.start == 0
-    assert ids(f"The sea {text[: passage.end]}") == prepared.ids[0].tolist()
+    assert ids(f"The sea {text[: passage.end]}") == prepared.inputs[0].ids.tolist()
     short = document("The sea", "Deep water.", chunk=0, overlap=0)
     assert (short.passages[0].end, short.truncated) == (11, False)
 
@@ -85,7 +86,7 @@ def test_chunking_off_is_one_passage_cut_at_the_cards_length_and_flagged() -> No
 def test_a_title_alone_is_a_passage_and_no_words_are_an_error() -> None:
     prepared = document("The sea", "")
     assert [(each.start, each.end) for each in prepared.passages] == [(0, 0)]
-    assert prepared.ids[0].tolist() == ids("The sea")
+    assert prepared.inputs[0].ids.tolist() == ids("The sea")
     with pytest.raises(EmptyText):
         document(" ", "\n")
 
@@ -95,7 +96,8 @@ def test_a_title_that_leaves_no_room_is_cut_and_flagged_and_no_text_is_lost() ->
     prepared = document(title, text)
     assert prepared.truncated
     assert prepared.passages[-1].end == len(text)
-    for passage, tokens in zip(prepared.passages, prepared.ids, strict=True):
+    for passage, text_input in zip(prepared.passages, prepared.inputs, strict=True):
+        tokens = text_input.ids
         assert len(tokens) <= 256
         words = f"{'cold ' * 127}{text[passage.start : passage.end]}"
         assert tokens.tolist() == ids(words)
@@ -108,7 +110,7 @@ def test_the_end_of_twenty_thousand_tokens_is_encoded() -> None:
     last = text[prepared.passages[-1].start : prepared.passages[-1].end]
     assert last.endswith("The answer is a blue coelacanth.")
     end = ids("The answer is a blue coelacanth.")[1:]
-    assert prepared.ids[-1].tolist()[-len(end) :] == end
+    assert prepared.inputs[-1].ids.tolist()[-len(end) :] == end
     assert not prepared.truncated
 
 
@@ -137,7 +139,7 @@ def test_every_passage_fits_and_every_character_is_in_one(
         assert not title.strip()
         assert not text.strip()
         return
-    assert max(len(tokens) for tokens in prepared.ids) <= most
+    assert max(len(each.ids) for each in prepared.inputs) <= most
     covered = np.zeros(len(text), bool)
     for passage in prepared.passages:
         covered[passage.start : passage.end] = True

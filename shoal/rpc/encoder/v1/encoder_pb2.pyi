@@ -84,13 +84,17 @@ class EncodeQueriesResponse(_message.Message):
     TRUNCATED_FIELD_NUMBER: _builtins.int
     TOKEN_COUNTS_FIELD_NUMBER: _builtins.int
     TIMINGS_FIELD_NUMBER: _builtins.int
+    ROW_COUNTS_FIELD_NUMBER: _builtins.int
     fingerprint: _builtins.str
     """Fingerprint of the model that encoded."""
     precision: _builtins.str
     """"fp32", "bf16" or "fp16"."""
     @_builtins.property
     def vectors(self) -> _common_pb2.Matrix:
-        """One row per text; the row of a text that failed is zero."""
+        """One row per text; the row of a text that failed is zero. From a model with
+        token vectors: the rows of all texts, one after the other; a text that failed
+        has none.
+        """
 
     @_builtins.property
     def statuses(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Status]:
@@ -110,6 +114,10 @@ class EncodeQueriesResponse(_message.Message):
     def timings(self) -> Global___EncodeTimings:
         """Tokenising, waiting and running the model."""
 
+    @_builtins.property
+    def row_counts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Per text: its rows in vectors. Empty from a model with one vector per text."""
+
     def __init__(
         self,
         *,
@@ -120,10 +128,11 @@ class EncodeQueriesResponse(_message.Message):
         truncated: _abc.Iterable[_builtins.bool] | None = ...,
         token_counts: _abc.Iterable[_builtins.int] | None = ...,
         timings: Global___EncodeTimings | None = ...,
+        row_counts: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["timings", b"timings", "vectors", b"vectors"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint", "precision", b"precision", "statuses", b"statuses", "timings", b"timings", "token_counts", b"token_counts", "truncated", b"truncated", "vectors", b"vectors"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint", "precision", b"precision", "row_counts", b"row_counts", "statuses", b"statuses", "timings", b"timings", "token_counts", b"token_counts", "truncated", b"truncated", "vectors", b"vectors"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -216,6 +225,7 @@ class EncodeDocumentsResponse(_message.Message):
     STATUSES_FIELD_NUMBER: _builtins.int
     TRUNCATED_FIELD_NUMBER: _builtins.int
     TIMINGS_FIELD_NUMBER: _builtins.int
+    ROW_COUNTS_FIELD_NUMBER: _builtins.int
     fingerprint: _builtins.str
     """Fingerprint of the model that encoded."""
     precision: _builtins.str
@@ -234,7 +244,9 @@ class EncodeDocumentsResponse(_message.Message):
 
     @_builtins.property
     def vectors(self) -> _common_pb2.Matrix:
-        """One row per passage, documents in order, passages in the text's order."""
+        """One row per passage, documents in order, passages in the text's order. From a
+        model with token vectors: the rows of all passages, one after the other.
+        """
 
     @_builtins.property
     def statuses(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Status]:
@@ -252,6 +264,12 @@ class EncodeDocumentsResponse(_message.Message):
     def timings(self) -> Global___EncodeTimings:
         """Tokenising, waiting and running the model."""
 
+    @_builtins.property
+    def row_counts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Per passage: its rows in vectors, 0 or more. Empty from a model with one vector
+        per text.
+        """
+
     def __init__(
         self,
         *,
@@ -264,10 +282,11 @@ class EncodeDocumentsResponse(_message.Message):
         statuses: _abc.Iterable[_common_pb2.Status] | None = ...,
         truncated: _abc.Iterable[_builtins.bool] | None = ...,
         timings: Global___EncodeTimings | None = ...,
+        row_counts: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["timings", b"timings", "vectors", b"vectors"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint", "passage_counts", b"passage_counts", "precision", b"precision", "span_ends", b"span_ends", "span_starts", b"span_starts", "statuses", b"statuses", "timings", b"timings", "truncated", b"truncated", "vectors", b"vectors"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint", "passage_counts", b"passage_counts", "precision", b"precision", "row_counts", b"row_counts", "span_ends", b"span_ends", "span_starts", b"span_starts", "statuses", b"statuses", "timings", b"timings", "truncated", b"truncated", "vectors", b"vectors"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -423,6 +442,7 @@ class ModelInfo(_message.Message):
     MAX_DOCUMENT_TOKENS_FIELD_NUMBER: _builtins.int
     MAX_QUERY_TOKENS_FIELD_NUMBER: _builtins.int
     GOLDEN_TEXTS_FIELD_NUMBER: _builtins.int
+    TOKEN_VECTORS_FIELD_NUMBER: _builtins.int
     fingerprint: _builtins.str
     """64 hex digits."""
     encoder: _builtins.str
@@ -449,6 +469,10 @@ class ModelInfo(_message.Message):
     """Tokens of a question at most, special ones included."""
     golden_texts: _builtins.int
     """Golden texts that were encoded again at start; 0: the model brings none."""
+    token_vectors: _builtins.bool
+    """It gives one vector per token, for collections of kind colbert; others give
+    one per text.
+    """
     def __init__(
         self,
         *,
@@ -463,10 +487,11 @@ class ModelInfo(_message.Message):
         max_document_tokens: _builtins.int = ...,
         max_query_tokens: _builtins.int = ...,
         golden_texts: _builtins.int = ...,
+        token_vectors: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_drift", b"batch_drift", "card_json", b"card_json", "dim", b"dim", "encoder", b"encoder", "fingerprint", b"fingerprint", "golden_drift", b"golden_drift", "golden_texts", b"golden_texts", "max_document_tokens", b"max_document_tokens", "max_query_tokens", b"max_query_tokens", "precision", b"precision", "similarity", b"similarity"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_drift", b"batch_drift", "card_json", b"card_json", "dim", b"dim", "encoder", b"encoder", "fingerprint", b"fingerprint", "golden_drift", b"golden_drift", "golden_texts", b"golden_texts", "max_document_tokens", b"max_document_tokens", "max_query_tokens", b"max_query_tokens", "precision", b"precision", "similarity", b"similarity", "token_vectors", b"token_vectors"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

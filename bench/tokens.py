@@ -1,0 +1,213 @@
+"""Late interaction on the judged corpora: exact MaxSim, and MaxSim over the codec's tiers.
+
+One encoder process, asked over gRPC; documents whole, cut at the card's length. Exact MaxSim is
+the ceiling of what a quantised index of the same vectors can reach; every document is scored, so
+the tiers show what the codec loses and nothing else.
+
+Example:
+    python -m bench.tokens --data ../shared/data --corpora scifact
+"""
+
+import argparse
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import ir_measures
+import numpy as np
+from ir_measures import R, nDCG
+from numpy.typing import NDArray
+
+from bench import report, vectors
+from bench.encoder import BATCH, CALLS_IN_FLIGHT, DEPTH, TIMEOUT_S, Encoder, running
+from bench.exact_reference import read_jsonl, read_qrels
+from shard_service.core.codec import to_fixed
+from shard_service.indexes.codec import MOST_CENTROIDS, train
+from shoal import kernels
+from shoal.ids import sample_rank
+from shoal.kernels import TokenCodes
+from shoal.rpc.encoder.v1 import encoder_pb2
+from shoal.wire.arrays import matrix_from_message
+
+MODEL = "all-minilm-l6-v2-tokens"
+PUBLISHED = {"scifact": 0.697, "nfcorpus": 0.343}
+"""nDCG@10 of plain principal directions to 96 columns, the least that is wanted."""
+SLACK = 0.002
+TIERS = (4, 8, 16, 32)
+LOSS = {4: 0.015, 8: 0.005}
+"""nDCG@10 that a tier may lose against exact MaxSim."""
+SAMPLE_TOKENS = 64 * MOST_CENTROIDS
+DEEPEST = 10
+
+Rows = NDArray[np.float32]
+
+
+def documents(encoder: Encoder, texts: list[dict[str, Any]]) -> tuple[Rows, NDArray[np.int64]]:
+    """Token vectors of all documents, and where each begins."""
+
+    def one(batch: list[dict[str, Any]]) -> encoder_pb2.EncodeDocumentsResponse:
+        request = encoder_pb2.EncodeDocumentsRequest(
+            fingerprint=encoder.model.fingerprint,
+            documents=[
+                encoder_pb2.DocumentText(title=item["title"], text=item["text"]) for item in batch
+            ],
+        )
+        return encoder.stub.EncodeDocuments(request, timeout=TIMEOUT_S)
+
+    with ThreadPoolExecutor(CALLS_IN_FLIGHT) as pool:
+        replies = list(
+            pool.map(one, [texts[at : at + BATCH] for at in range(0, len(texts), BATCH)])
+        )
+    counts = np.array([count for reply in replies for count in reply.row_counts])
+    rows = np.concatenate([matrix_from_message(reply.vectors) for reply in replies])
+    return rows, (np.cumsum(counts) - counts).astype(np.int64)
+
+
+def questions(encoder: Encoder, texts: list[str]) -> list[Rows]:
+    """Token vectors of each question."""
+    found: list[Rows] = []
+    for at in range(0, len(texts), BATCH):
+        some = texts[at : at + BATCH]
+        request = encoder_pb2.EncodeQueriesRequest(
+            fingerprint=encoder.model.fingerprint,
+            texts=some,
+            allow_truncation=[True] * len(some),
+        )
+        reply = encoder.stub.EncodeQueries(request, timeout=TIMEOUT_S)
+        rows = matrix_from_message(reply.vectors)
+        found += np.split(rows, np.cumsum(reply.row_counts)[:-1])
+    return found
+
+
+Run = dict[str, dict[str, float]]
+
+
+def ranked(scores: dict[str, NDArray[Any]], corpus: list[dict[str, Any]]) -> Run:
+    """The best documents of every question by their scores."""
+    return {
+        question: {
+            corpus[at]["_id"]: float(row[at]) for at in np.argsort(-row, kind="stable")[:DEPTH]
+        }
+        for question, row in scores.items()
+    }
+
+
+def overlap(run: Run, exact: Run) -> float:
+    """Share of the exact ten best that are among a run's ten best."""
+    shares = [
+        len({*list(run[question])[:DEEPEST]} & {*list(best)[:DEEPEST]}) / DEEPEST
+        for question, best in exact.items()
+    ]
+    return round(float(np.mean(shares)), 4)
+
+
+def measured(judged: Any, run: Run) -> dict[str, float]:
+    """nDCG@10 and recall@100."""
+    found = ir_measures.calc_aggregate([nDCG @ 10, R @ 100], judged, run)
+    return {"ndcg@10": round(found[nDCG @ 10], 4), "recall@100": round(found[R @ 100], 4)}
+
+
+def sample(corpus: list[dict[str, Any]], rows: Rows, starts: NDArray[np.int64]) -> Rows:
+    """Tokens of the documents with the smallest sample rank."""
+    ends = np.append(starts[1:], len(rows))
+    order = sorted(range(len(corpus)), key=lambda at: sample_rank(corpus[at]["_id"].encode()))
+    chosen: list[Rows] = []
+    held = 0
+    for at in order:
+        if held >= SAMPLE_TOKENS:
+            break
+        chosen.append(rows[starts[at] : ends[at]])
+        held += len(chosen[-1])
+    return np.concatenate(chosen)
+
+
+def quality(encoder: Encoder, data: Path, name: str) -> dict[str, Any]:
+    """One corpus."""
+    corpus = read_jsonl(data / name / "corpus.jsonl.gz")
+    judged = read_qrels(data / name / "qrels" / "test.tsv")
+    asked = [item for item in read_jsonl(data / name / "queries.jsonl.gz") if item["_id"] in judged]
+    rows, starts = documents(encoder, corpus)
+    texts = [item["text"] for item in asked]
+    queries = dict(zip([q["_id"] for q in asked], questions(encoder, texts), strict=True))
+    exact = ranked(
+        {
+            question: np.maximum.reduceat(rows @ query.T, starts, axis=0).sum(axis=1)
+            for question, query in queries.items()
+        },
+        corpus,
+    )
+    result = {"documents": len(corpus), "tokens": len(rows), "dim": rows.shape[1]}
+    result |= {"exact": measured(judged, exact), "tiers": {}}
+    print(f"{name} exact: {result['exact']}", file=sys.stderr, flush=True)
+    for code_bytes in TIERS:
+        tier = _tier(code_bytes, (sample(corpus, rows, starts), rows, starts), queries)
+        run = ranked(tier.pop("scores"), corpus)
+        tier |= measured(judged, run) | {"overlap@10 with exact": overlap(run, exact)}
+        result["tiers"][str(code_bytes)] = tier
+        print(f"{name} {code_bytes} bytes: {tier}", file=sys.stderr, flush=True)
+    return result
+
+
+def _tier(
+    code_bytes: int, vectors: tuple[Rows, Rows, NDArray[np.int64]], queries: dict[str, Rows]
+) -> dict[str, Any]:
+    taken, rows, starts = vectors
+    began = time.perf_counter()
+    codec = train(taken, code_bytes)
+    trained = time.perf_counter()
+    codes = codec.encode(rows)
+    encoded = time.perf_counter()
+    held = TokenCodes(codes.centroids, codes.words, np.append(starts, len(rows)))
+    held.check(len(codec.centroids))
+    everything = np.arange(len(starts))
+    scores, times = {}, []
+    for question, query in queries.items():
+        start = time.perf_counter()
+        scores[question] = kernels.maxsim(codec.tables(to_fixed(query)), held, everything)
+        times.append((time.perf_counter() - start) * 1e3)
+    id_bits = (len(codec.centroids) - 1).bit_length()
+    return {
+        "scores": scores,
+        "bits_per_token": id_bits + 8 * code_bytes,
+        "trained_s": round(trained - began, 1),
+        "encoded_s": round(encoded - trained, 1),
+        "every_document_ms": {"p50": report.middle(times)},
+    }
+
+
+def bars(name: str, found: dict[str, Any]) -> list[dict[str, Any]]:
+    """One corpus' figures beside what they are to reach."""
+    exact = found["exact"]["ndcg@10"]
+    return [
+        report.bar(f"{name}: exact MaxSim, nDCG@10", exact, least=PUBLISHED[name] - SLACK),
+        *[
+            report.bar(
+                f"{name}: {tier} bytes, nDCG@10",
+                found["tiers"][str(tier)]["ndcg@10"],
+                least=exact - loss,
+            )
+            for tier, loss in LOSS.items()
+        ],
+    ]
+
+
+def main() -> None:
+    """Measures, prints JSON and writes it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, default=vectors.default_data())
+    parser.add_argument("--out", type=Path, default=report.RESULTS)
+    parser.add_argument("--corpora", nargs="+", default=list(PUBLISHED), choices=list(PUBLISHED))
+    arguments = parser.parse_args()
+    result: dict[str, Any] = {"benchmark": "tokens", "model": MODEL, **report.surroundings()}
+    with running("auto", "auto", MODEL) as encoder:
+        result["quality"] = {
+            name: quality(encoder, arguments.data, name) for name in arguments.corpora
+        }
+    result["bars"] = [line for item in result["quality"].items() for line in bars(*item)]
+    report.keep("tokens", result, arguments.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""The codec: exact codes and similarities, whatever the company; training; damage."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shard_service.core.codec import ONE, Codec, codec, from_bytes, to_fixed
+from shard_service.indexes.codec import centroid_count, train
+from shoal import kernels
+from shoal.kernels import TokenCodes, late
+
+
+def unit(rng: np.random.Generator, count: int, dim: int) -> np.ndarray:
+    rows = rng.standard_normal((count, dim)) + rng.standard_normal(dim)
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def random_codec(rng: np.random.Generator, count: int, dim: int, subspaces: int) -> Codec:
+    centroids = to_fixed(unit(rng, count, dim))
+    words = rng.integers(-ONE // 4, ONE // 4, (subspaces, 256, dim // max(1, subspaces)))
+    return codec(centroids, words.astype(np.int16)[:, :, : dim // subspaces if subspaces else 0])
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(1, 30),
+    st.integers(1, 20),
+    st.sampled_from([(8, 0), (8, 4), (8, 8), (12, 4), (96, 32)]),
+    st.integers(0, 2**32),
+)
+def test_codes_are_the_nearest_by_plain_integers(
+    tokens: int, count: int, shape: tuple[int, int], seed: int
+) -> None:
+    dim, subspaces = shape
+    rng = np.random.default_rng(seed)
+    quantiser = random_codec(rng, count, dim, subspaces)
+    vectors = unit(rng, tokens, dim)
+    codes = quantiser.encode(vectors)
+    for token, row in enumerate(to_fixed(vectors).astype(int)):
+        far = [sum((row - each) ** 2) for each in quantiser.centroids.astype(int)]
+        assert codes.centroids[token] == far.index(min(far))
+        rest = row - quantiser.centroids[codes.centroids[token]]
+        for j, part in enumerate(np.split(rest, subspaces) if subspaces else ()):
+            far = [sum((part - word) ** 2) for word in quantiser.words[j].astype(int)]
+            assert codes.words[token, j] == far.index(min(far))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(1, 40), st.sampled_from([(8, 0), (8, 4), (96, 8), (96, 32)]), st.integers(0, 2**32)
+)
+def test_similarities_are_the_scaled_products_and_fit(
+    tokens: int, shape: tuple[int, int], seed: int
+) -> None:
+    dim, subspaces = shape
+    rng = np.random.default_rng(seed)
+    quantiser = random_codec(rng, 9, dim, subspaces)
+    documents, query = unit(rng, 50, dim), unit(rng, tokens, dim)
+    codes = quantiser.encode(documents)
+    tables = quantiser.tables(to_fixed(query))  # raises where sums might not fit
+    held = TokenCodes(codes.centroids, codes.words, np.array([0, 50]))
+    found = late.similarities(tables, held, 0) / (quantiser.factor * 2.0 ** (28 - 44))
+    exact = quantiser.decode(codes) @ query.T
+    step = (subspaces + 1) / (quantiser.factor * 2.0 ** (28 - 44))
+    np.testing.assert_allclose(found, exact, atol=step + 2e-4)
+
+
+@pytest.mark.parametrize("subspaces", [0, 4, 8])
+def test_codes_do_not_depend_on_the_company(subspaces: int) -> None:
+    rng = np.random.default_rng(subspaces)
+    vectors = unit(rng, 3_000, 32)
+    quantiser = train(vectors[:2_000], subspaces)
+    together = quantiser.encode(vectors)
+    order = rng.permutation(len(vectors))
+    shuffled = quantiser.encode(vectors[order])
+    assert (shuffled.centroids == together.centroids[order]).all()
+    assert (shuffled.words == together.words[order]).all()
+    alone = [quantiser.encode(vectors[at : at + 1]) for at in range(0, 3_000, 331)]
+    assert [int(each.centroids[0]) for each in alone] == together.centroids[::331].tolist()
+    assert [each.words[0].tolist() for each in alone] == together.words[::331].tolist()
+
+
+def test_the_same_sample_gives_the_same_name_and_more_bytes_less_error() -> None:
+    rng = np.random.default_rng(1)
+    vectors = unit(rng, 4_000, 32)
+    errors = []
+    for subspaces in (0, 4, 8, 16):
+        quantiser = train(vectors, subspaces)
+        assert train(vectors.copy(), subspaces).name == quantiser.name
+        decoded = quantiser.decode(quantiser.encode(vectors))
+        errors.append(float(np.square(decoded - vectors).sum(axis=1).mean()))
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < errors[0] / 4
+    assert train(vectors[1:], 4).name != train(vectors, 4).name
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 10, 255, 256, 300])
+def test_small_samples_train_and_score(tokens: int) -> None:
+    rng = np.random.default_rng(tokens)
+    vectors = unit(rng, tokens, 16)
+    quantiser = train(vectors, 4)
+    assert len(quantiser.centroids) == centroid_count(tokens)
+    codes = quantiser.encode(vectors)
+    held = TokenCodes(codes.centroids, codes.words, np.array([0, tokens]))
+    held.check(len(quantiser.centroids))
+    query = quantiser.tables(to_fixed(vectors[:1]))
+    scores = kernels.maxsim(query, held, np.array([0]))
+    assert scores[0] / (quantiser.factor * 2.0 ** (28 - 44)) == pytest.approx(1.0, abs=0.3)
+
+
+def test_bytes_come_back_and_any_damage_is_refused() -> None:
+    rng = np.random.default_rng(2)
+    quantiser = random_codec(rng, 3, 8, 4)
+    data = quantiser.to_bytes()
+    again = from_bytes(data)
+    assert again.name == quantiser.name
+    assert again.factor == quantiser.factor
+    for at in range(0, len(data), 97):
+        damaged = bytearray(data)
+        damaged[at] ^= 1 << at % 8
+        with pytest.raises(ValueError, match="damaged"):
+            from_bytes(bytes(damaged))
+    for cut in (0, 10, len(data) - 1):
+        with pytest.raises(ValueError, match="damaged"):
+            from_bytes(data[:cut])
+
+
+def test_what_is_no_codec_or_no_vector_is_refused() -> None:
+    with pytest.raises(ValueError, match="4, 8, 16, 32"):
+        train(np.ones((4, 96), np.float32) / 10, 7)
+    for wrong in (np.nan, np.inf, 2.5):
+        with pytest.raises(ValueError, match="NaN"):
+            to_fixed(np.array([[wrong]], np.float32))
+    quantiser = random_codec(np.random.default_rng(0), 3, 8, 4)
+    with pytest.raises(ValueError, match=r"16 bits|longer than 1"):
+        quantiser.tables(np.full((1, 8), ONE, np.int16))
