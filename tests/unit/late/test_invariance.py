@@ -56,7 +56,11 @@ def answer(
         mine = np.flatnonzero(owners == shard).tolist()
         ids = [corpus[0][number] for number in mine]
         found = search(
-            query, codes_of([corpus[1][number] for number in mine]), ids, np.arange(len(ids)), effort
+            query,
+            codes_of([corpus[1][number] for number in mine]),
+            ids,
+            np.arange(len(ids)),
+            effort,
         )
         parts.append(
             [
