@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml requirements.lock setup.py \
-		$(wildcard shoal/kernels/*.cpp shoal/kernels/*.hpp)
+		$(wildcard shoal/kernels/*.cpp shoal/kernels/*.h)
 	tools/install.sh $(PYTHON) $(VENV)
 	touch $@
 

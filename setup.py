@@ -11,7 +11,7 @@ setup(
         Extension(
             "shoal.kernels._native",
             ["shoal/kernels/native.cpp", "shoal/kernels/maxsim.cpp"],
-            depends=["shoal/kernels/maxsim.hpp"],
+            depends=["shoal/kernels/maxsim.h", "shoal/kernels/maxsim_lanes.h"],
             include_dirs=[pybind11.get_include()],
             language="c++",
             # Without contraction, or an instruction set with fused multiply-add moves bits.

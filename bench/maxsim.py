@@ -1,7 +1,7 @@
-"""MaxSim's kernels: million tokens a second on one core, beside the memory's bandwidth.
+"""MaxSim's kernels on one core: million tokens/s by residual bytes and path, beside the memory.
 
-Seeded tables and codes of 32 query tokens, 4,096 centroids, documents of 1 to 480 tokens;
-each path that the processor has, for several numbers of residual bytes.
+Seeded tables and codes: 32 query tokens, 4,096 centroids, documents of 1 to 480 tokens in
+random order. The memory's figure is of the same run: bytes read and written by a copy.
 
 Example:
     python -m bench.maxsim
@@ -14,58 +14,105 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bench import report
-from shoal import kernels
-from shoal.kernels import TokenCodes, late
+from shoal.kernels import maxsim
+from shoal.kernels.maxsim import CodedRuns, RowRuns, Tables
 
 CENTROIDS = 4_096
 QUERY_TOKENS = 32
-DOCUMENTS = 5_000
-REPEATS = 5
-PORTABLE_DOCUMENTS = 200
+DIM = 96
+DOCUMENTS = 2_000
+DOCUMENT_TOKENS_MAX = 480
+CODE_BYTES = (0, 4, 8, 16, 32)
+REPEATS = 7
+ENCODED = 4_096
+COPY_WORDS = 1 << 24
+SEED = 8
+
+Rates = dict[str, float]
 
 
-def best_s(call: Callable[[], object]) -> float:
-    """Seconds of the fastest of some repeats."""
+def took_s(call: Callable[[], object]) -> float:
+    """Seconds of the median repeat, after one that is not counted."""
+    call()
     times = []
     for _ in range(REPEATS):
-        start = time.perf_counter()
+        began = time.perf_counter()
         call()
-        times.append(time.perf_counter() - start)
-    return min(times)
+        times.append(time.perf_counter() - began)
+    return report.middle(times)
 
 
-def bandwidth_gb_s() -> float:
-    """Bytes read and written by a copy of 256 MB, a second."""
-    source = np.ones(1 << 25)
-    target = np.empty_like(source)
-    return 2 * source.nbytes / best_s(lambda: np.copyto(target, source)) / 1e9
+def fixed(dice: np.random.Generator, count: int, length: float) -> NDArray[np.int16]:
+    """[count, DIM] random vectors in fixed point."""
+    drawn = dice.standard_normal((count, DIM))
+    drawn *= length / np.linalg.norm(drawn, axis=1, keepdims=True)
+    return np.rint(drawn).astype(np.int16)
 
 
-def rates(subspaces: int) -> dict[str, float]:
-    """Million tokens a second by path."""
-    rng = np.random.default_rng(subspaces)
-    lengths = rng.integers(1, 480, DOCUMENTS)
-    tokens = int(lengths.sum())
-    codes = TokenCodes(
-        rng.integers(0, CENTROIDS, tokens).astype(np.uint32),
-        rng.integers(0, 256, (tokens, subspaces)).astype(np.uint8),
-        np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+def coded_rates(dice: np.random.Generator, offsets: NDArray[np.int64], code_bytes: int) -> Rates:
+    """Million tokens/s of each compiled path; all must give the same scores."""
+    tokens = int(offsets[-1])
+    query = fixed(dice, QUERY_TOKENS, 16_384)
+    centroids, words = fixed(dice, CENTROIDS, 16_384), fixed(dice, 256, 4_096)
+    groups = np.empty((0, 256, 0), np.int16)
+    if code_bytes:
+        groups = words.reshape(256, code_bytes, -1).swapaxes(0, 1).copy()
+    factor = 1 << 17
+    tables = Tables(
+        QUERY_TOKENS,
+        maxsim.tables(query, centroids[np.newaxis], factor),
+        maxsim.tables(query[:, : groups.size // 256], groups, factor)
+        if code_bytes
+        else np.empty((1, 0, 256, maxsim.LANES), np.int16),
     )
-    codes.check(CENTROIDS)
-    most = late.LARGEST // (subspaces + 1)
-    query = late.query_tables(
-        rng.integers(-most, most, (QUERY_TOKENS, CENTROIDS)).astype(np.int16),
-        rng.integers(-most, most, (QUERY_TOKENS, subspaces, 256)).astype(np.int16),
+    runs = CodedRuns(
+        dice.integers(0, CENTROIDS, tokens).astype(np.uint16),
+        dice.integers(0, 256, (tokens, code_bytes)).astype(np.uint8),
+        offsets,
     )
-    found = {}
-    for path in kernels.MAXSIM_PATHS:
-        count = PORTABLE_DOCUMENTS if path == "portable" else DOCUMENTS
-        chosen = np.arange(count)
-        took_s = best_s(lambda chosen=chosen, path=path: kernels.maxsim(query, codes, chosen, path))
-        found[path] = round(float(lengths[:count].sum()) / took_s / 1e6, 2)
+    order = dice.permutation(len(offsets) - 1)
+    scores = [maxsim.score_coded(tables, runs, order, path) for path in maxsim.PATHS[:-1]]
+    if any(not np.array_equal(scores[0], other) for other in scores):
+        raise AssertionError("paths disagree")
+    return {
+        path: rate(tokens, lambda path=path: maxsim.score_coded(tables, runs, order, path))
+        for path in maxsim.PATHS[:-1]
+    }
+
+
+def other_rates(dice: np.random.Generator) -> dict[str, Rates]:
+    """Fixed-point MaxSim, assignment, and a query's table of centroids, by compiled path."""
+    rows, query = fixed(dice, 20_000, 16_384), fixed(dice, QUERY_TOKENS, 16_384)
+    centroids = rows[np.newaxis, :CENTROIDS].copy()
+    runs = RowRuns(rows, np.linspace(0, len(rows), 101).astype(np.int64))
+    documents = np.arange(100)
+    found: dict[str, Rates] = {"fixed_point": {}, "nearest": {}, "centroid_table_ms": {}}
+    for path in maxsim.PATHS[:-1]:
+        found["fixed_point"][path] = rate(
+            len(rows), lambda path=path: maxsim.score_rows(query, runs, documents, path)
+        )
+        found["nearest"][path] = rate(
+            ENCODED, lambda path=path: maxsim.nearest(rows[:ENCODED], centroids, path)
+        )
+        found["centroid_table_ms"][path] = report.middle(
+            [took_s(lambda path=path: maxsim.tables(query, centroids, 1 << 17, path)) * 1e3]
+        )
     return found
+
+
+def rate(tokens: int, call: Callable[[], object]) -> float:
+    """Million tokens/s."""
+    return report.middle([tokens / took_s(call) / 1e6])
+
+
+def copy_gb_per_s() -> float:
+    """Bytes read and written by a copy."""
+    source = np.ones(COPY_WORDS)
+    target = np.empty_like(source)
+    return report.middle([2 * source.nbytes / took_s(lambda: np.copyto(target, source)) / 1e9])
 
 
 def main() -> None:
@@ -73,10 +120,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=report.RESULTS)
     arguments = parser.parse_args()
+    dice = np.random.default_rng(SEED)
+    lengths = dice.integers(1, DOCUMENT_TOKENS_MAX, DOCUMENTS)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     result: dict[str, Any] = {"benchmark": "maxsim", **report.surroundings()}
-    result["query_tokens"], result["centroids"] = QUERY_TOKENS, CENTROIDS
-    result["copy_gb_per_s"] = round(bandwidth_gb_s(), 2)
-    result["million_tokens_per_s"] = {str(count): rates(count) for count in (4, 8, 16, 32)}
+    result |= {
+        "query_tokens": QUERY_TOKENS,
+        "centroids": CENTROIDS,
+        "dim": DIM,
+        "tokens": int(offsets[-1]),
+        "copy_gb_per_s": copy_gb_per_s(),
+        "million_tokens_per_s": {
+            str(code_bytes): coded_rates(dice, offsets, code_bytes) for code_bytes in CODE_BYTES
+        },
+        **other_rates(dice),
+    }
     report.keep("maxsim", result, arguments.out)
 
 

@@ -25,9 +25,9 @@ from bench.encoder import BATCH, CALLS_IN_FLIGHT, DEPTH, TIMEOUT_S, Encoder, run
 from bench.exact_reference import read_jsonl, read_qrels
 from shard_service.core.codec import to_fixed
 from shard_service.indexes.codec import MOST_CENTROIDS, train
-from shoal import kernels
 from shoal.ids import sample_rank
-from shoal.kernels import TokenCodes
+from shoal.kernels import maxsim
+from shoal.kernels.maxsim import CodedRuns
 from shoal.rpc.encoder.v1 import encoder_pb2
 from shoal.wire.arrays import matrix_from_message
 
@@ -159,13 +159,12 @@ def _tier(
     trained = time.perf_counter()
     codes = codec.encode(rows)
     encoded = time.perf_counter()
-    held = TokenCodes(codes.centroids, codes.words, np.append(starts, len(rows)))
-    held.check(len(codec.centroids))
+    held = CodedRuns(codes.centroids, codes.words, np.append(starts, len(rows)))
     everything = np.arange(len(starts))
     scores, times = {}, []
     for question, query in queries.items():
         start = time.perf_counter()
-        scores[question] = kernels.maxsim(codec.tables(to_fixed(query)), held, everything)
+        scores[question] = maxsim.score_coded(codec.tables(to_fixed(query)), held, everything)
         times.append((time.perf_counter() - start) * 1e3)
     id_bits = (len(codec.centroids) - 1).bit_length()
     return {

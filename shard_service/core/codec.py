@@ -18,14 +18,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from shoal.kernels.late import LARGEST, WORDS, QueryTables, query_tables
+from shoal.kernels import maxsim
+from shoal.kernels.maxsim import Tables
 from shoal.types import Float32Matrix
 
 Fixed = NDArray[np.int16]
 
 ONE = 1 << 14
 """The number 1 in fixed point: entries lie within (-2, 2)."""
-_FACTOR_BITS = 44
+WORDS = 256
+LARGEST = 32_767
+FACTOR_BITS = 32
 _MAGIC = b"SHOALCDC"
 _VERSION = 1
 _HEADER = struct.Struct("<8sIIIII")
@@ -37,11 +40,11 @@ class Codes:
     """Encoded tokens.
 
     Attributes:
-        centroids: uint32[tokens].
+        centroids: uint16[tokens].
         words: uint8[tokens, M].
     """
 
-    centroids: NDArray[np.uint32]
+    centroids: NDArray[np.uint16]
     words: NDArray[np.uint8]
 
 
@@ -50,7 +53,7 @@ class Codec:
     """An immutable quantiser of unit vectors.
 
     Attributes:
-        centroids: int16[K, dim], K 1 or more.
+        centroids: int16[K, dim], K 1 to 65,536.
         words: int16[M, 256, dim / M], residual words of each subspace; M 0 or more.
     """
 
@@ -74,7 +77,7 @@ class Codec:
 
     @property
     def factor(self) -> int:
-        """Similarities are (integer dot product · factor) >> 44, rounded to nearest.
+        """Similarities are (integer dot product · factor) >> 32, rounded to nearest.
 
         The largest such that no sum of one centroid's and M words' similarities to a unit
         query can leave 16 bits: by Cauchy and Schwarz |S| <= |c| and the sum over j of
@@ -89,7 +92,8 @@ class Codec:
         query = ONE + math.sqrt(self.dim) / 2
         room = LARGEST - (self.subspaces + 1)
         # A float's relative error is far below the slack of one part in a million.
-        return int(room * (1 << _FACTOR_BITS) / (query * max(1.0, longest) * (1 + 1e-6)))
+        factor = int(room * (1 << FACTOR_BITS) / (query * max(1.0, longest) * (1 + 1e-6)))
+        return min(factor, (1 << FACTOR_BITS) - 1)
 
     def encode(self, vectors: Float32Matrix) -> Codes:
         """The nearest centroid of each vector, and the nearest word of each part of the rest.
@@ -104,19 +108,18 @@ class Codec:
         step = max(1, _BATCH_ELEMENTS // len(self.centroids))
         parts = [self._encode(fixed[at : at + step]) for at in range(0, len(fixed), step)]
         return Codes(
-            np.concatenate([np.empty(0, np.uint32), *(part.centroids for part in parts)]),
+            np.concatenate([np.empty(0, np.uint16), *(part.centroids for part in parts)]),
             np.concatenate(
                 [np.empty((0, self.subspaces), np.uint8), *(part.words for part in parts)]
             ),
         )
 
     def _encode(self, fixed: Fixed) -> Codes:
-        nearest = _nearest(fixed, self.centroids)
+        nearest = _nearest(fixed, self.centroids[np.newaxis])[:, 0].astype(np.uint16)
+        if not self.subspaces:
+            return Codes(nearest, np.empty((len(fixed), 0), np.uint8))
         rest = fixed.astype(np.int32) - self.centroids[nearest]
-        words = np.empty((len(fixed), self.subspaces), np.uint8)
-        for j, part in enumerate(np.split(rest, self.subspaces, axis=1) if self.subspaces else ()):
-            words[:, j] = _nearest(part, self.words[j])
-        return Codes(nearest.astype(np.uint32), words)
+        return Codes(nearest, _nearest(rest, self.words).astype(np.uint8))
 
     def decode(self, codes: Codes) -> Float32Matrix:
         """float32[tokens, dim]: what the codes stand for."""
@@ -127,28 +130,22 @@ class Codec:
         vectors: Float32Matrix = (fixed / ONE).astype(np.float32)
         return vectors
 
-    def tables(self, query: Fixed) -> QueryTables:
+    def tables(self, query: Fixed) -> Tables:
         """A query's similarities.
 
         Args:
             query: int16[tokens, dim], `to_fixed` of unit vectors, 1 token or more.
 
         Raises:
-            ValueError: a query token is longer than 1, so that sums might not fit.
+            ValueError: no token, or one that is longer than 1, so that sums might not fit.
         """
-        wide = query.astype(np.float64)
-        similarities = self._scaled(wide @ self.centroids.astype(np.float64).T)
-        words = np.empty((len(query), self.subspaces, WORDS), np.int16)
-        for j, part in enumerate(np.split(wide, self.subspaces, axis=1) if self.subspaces else ()):
-            words[:, j] = self._scaled(part @ self.words[j].astype(np.float64).T)
-        return query_tables(similarities, words)
-
-    def _scaled(self, products: NDArray[np.float64]) -> Fixed:
-        exact = products.astype(np.int64)
-        scaled = (exact * self.factor + (1 << (_FACTOR_BITS - 1))) >> _FACTOR_BITS
-        if np.abs(scaled).max(initial=0) > LARGEST:
-            raise ValueError("a query token is longer than 1")
-        return scaled.astype(np.int16)
+        longest = ONE + math.sqrt(self.dim) / 2
+        if not len(query) or _squares(query).max() > longest * longest:
+            raise ValueError("a query has 1 token or more, none of them longer than 1")
+        centroids = maxsim.tables(query, self.centroids[np.newaxis], self.factor)
+        empty = np.empty((len(centroids), 0, WORDS, maxsim.LANES), np.int16)
+        words = maxsim.tables(query, self.words, self.factor) if self.subspaces else empty
+        return Tables(len(query), centroids, words)
 
     def to_bytes(self) -> bytes:
         """The artefact: header, centroids, words, and the hash of it all."""
@@ -217,9 +214,21 @@ def _squares(rows: NDArray[np.integer]) -> NDArray[np.int64]:
     return squares
 
 
-def _nearest(rows: NDArray[np.integer], centres: Fixed) -> NDArray[np.int64]:
-    """Number of the nearest centre of each row, the first of equals; exact."""
-    products = rows.astype(np.float64) @ centres.astype(np.float64).T
-    nearer = 2 * products - _squares(centres)
-    found: NDArray[np.int64] = nearer.argmax(axis=1)
+def _nearest(rows: NDArray[np.integer], centres: Fixed) -> NDArray[np.integer]:
+    """[rows, groups]: the nearest centre of each group, the first of equals; exact.
+
+    Args:
+        rows: [rows, groups x part] integers.
+        centres: int16[groups, count, part].
+    """
+    groups, _, part = centres.shape
+    parts = _squares(rows.reshape(-1, part)).max(initial=0)
+    longest = _squares(centres.reshape(-1, part)).max()
+    if 2 * math.isqrt(int(parts)) * math.isqrt(int(longest)) + longest < 1 << 30:
+        return maxsim.nearest(np.ascontiguousarray(rows, dtype=np.int16), centres)
+    # Vectors this long are met where one centroid stands for opposite tokens.
+    found = np.empty((len(rows), groups), np.int64)
+    for group, centre in enumerate(centres):
+        mine = rows[:, group * part : (group + 1) * part].astype(np.float64)
+        found[:, group] = (2 * mine @ centre.T.astype(np.float64) - _squares(centre)).argmax(axis=1)
     return found

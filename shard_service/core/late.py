@@ -17,11 +17,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from shoal import kernels
-from shoal.kernels import QueryTables, TokenCodes
-from shoal.kernels.late import NO_TOKENS, WORDS, query_tables
+from shoal.kernels import maxsim
+from shoal.kernels.maxsim import CodedRuns, Tables
 
 Ints = NDArray[np.int64]
+_WORDS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class Refined:
     scores: Ints
 
 
-def probed(query: QueryTables, probes: int) -> QueryTables:
+def probed(query: Tables, probes: int) -> Tables:
     """Tables without residuals in which a query token sees the centroids that it probes.
 
     Ties at the last probe are all probed: which centroids count depends on similarities alone.
@@ -61,34 +61,32 @@ def probed(query: QueryTables, probes: int) -> QueryTables:
         query: a query's tables.
         probes: centroids per query token, 1 or more.
     """
-    blocks, count, lanes = query.centroids.shape
-    similarities = query.centroids.transpose(0, 2, 1).reshape(blocks * lanes, count)
-    similarities = similarities[: query.tokens]
+    centroids = query.centroids
+    blocks, _, count, lanes = centroids.shape
     if probes < count:
         # The best that is not probed stands for all that are not.
-        imputed = np.partition(similarities, count - probes - 1, axis=1)[:, count - probes - 1]
-        similarities = np.maximum(similarities, imputed[:, np.newaxis])
-    return query_tables(similarities, np.zeros((query.tokens, 0, WORDS), np.int16))
+        imputed = np.partition(centroids, count - probes - 1, axis=2)[:, :, count - probes - 1]
+        centroids = np.maximum(centroids, imputed[:, :, np.newaxis])
+    return Tables(query.count, centroids, np.empty((blocks, 0, _WORDS, lanes), np.int16))
 
 
-def search(
-    query: QueryTables, codes: TokenCodes, ids: list[bytes], live: Ints, effort: Effort
-) -> Refined:
+def search(query: Tables, runs: CodedRuns, ids: list[bytes], live: Ints, effort: Effort) -> Refined:
     """Refines the first B live documents of one part.
 
     Args:
         query: a query's tables.
-        codes: of all documents of the part.
+        runs: the tokens of all documents of the part.
         ids: of all documents of the part.
         live: numbers of those that count; documents without tokens never do.
         effort: how many centroids and documents count.
     """
-    no_words = np.empty((len(codes.centroids), 0), np.uint8)
-    by_centroids = TokenCodes(codes.centroids, no_words, codes.starts)
-    coarse = kernels.maxsim(probed(query, effort.probes), by_centroids, live)
-    live, coarse = live[coarse != NO_TOKENS], coarse[coarse != NO_TOKENS]
+    live = live[runs.offsets[live + 1] > runs.offsets[live]]
+    no_words = np.empty((len(runs.ids), 0), np.uint8)
+    by_centroids = CodedRuns(runs.ids, no_words, runs.offsets)
+    coarse = maxsim.score_coded(probed(query, effort.probes), by_centroids, live)
     chosen = first(coarse, [ids[number] for number in live.tolist()], effort.refined)
-    return Refined(live[chosen], coarse[chosen], kernels.maxsim(query, codes, live[chosen]))
+    scores = maxsim.score_coded(query, runs, live[chosen])
+    return Refined(live[chosen], coarse[chosen], scores)
 
 
 def first(scores: Ints, ids: list[bytes], count: int) -> Ints:

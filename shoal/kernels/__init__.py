@@ -11,9 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from shoal.kernels import late, portable
+from shoal.kernels import portable
 from shoal.kernels.hits import Hits, Ints, Merged, Part
-from shoal.kernels.late import QueryTables, TokenCodes
 from shoal.kernels.sources import Documents
 from shoal.types import Float32Matrix, Float64Vector, Similarity
 
@@ -24,23 +23,7 @@ except ImportError:
 else:
     COMPILED = True
 
-__all__ = [
-    "COMPILED",
-    "MAXSIM_PATHS",
-    "Hits",
-    "Merged",
-    "Part",
-    "QueryTables",
-    "TokenCodes",
-    "encode_hits",
-    "maxsim",
-    "merge",
-    "rank",
-    "squares",
-]
-
-MAXSIM_PATHS: tuple[str, ...] = (*(_native.maxsim_paths() if COMPILED else ()), "portable")
-"""Ways to compute MaxSim on this machine, fastest first; all give the same bits."""
+__all__ = ["COMPILED", "Hits", "Merged", "Part", "encode_hits", "merge", "rank", "squares"]
 
 _CODES = {Similarity.COSINE: 0, Similarity.DOT: 1, Similarity.L2: 2}
 
@@ -156,41 +139,4 @@ def encode_hits(merged: Merged, field: int) -> list[bytes]:
         hits.passages,
         merged.numbers,
         field,
-    )
-
-
-def maxsim(
-    query: QueryTables, codes: TokenCodes, documents: Ints, path: str = MAXSIM_PATHS[0]
-) -> Ints:
-    """Scores documents by MaxSim.
-
-    Args:
-        query: tables, from `shoal.kernels.late.query_tables`, which proves that no sum of
-            theirs leaves 16 bits; the sum over query tokens is of 64.
-        codes: that passed `TokenCodes.check` for as many centroids as the tables have.
-        documents: [any] int64, numbers of the documents wanted.
-        path: one of MAXSIM_PATHS.
-
-    Returns:
-        [documents] int64; `shoal.kernels.late.NO_TOKENS` for one without tokens.
-
-    Raises:
-        ValueError: a document that there is not, or tables and codes of different shapes.
-    """
-    if (
-        len(documents)
-        and not 0 <= int(documents.min()) <= int(documents.max()) < len(codes.starts) - 1
-    ):
-        raise ValueError(f"there are {len(codes.starts) - 1} documents")
-    if path == "portable":
-        return late.maxsim(query, codes, documents)
-    return _native.maxsim(
-        path,
-        query.centroids,
-        query.residuals,
-        query.tokens,
-        codes.centroids,
-        codes.words,
-        codes.starts,
-        documents,
     )

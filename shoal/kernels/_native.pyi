@@ -40,14 +40,44 @@ def encode(
     numbers: NDArray[np.int64],
     field: int,
 ) -> list[bytes]: ...
-def maxsim_paths() -> list[str]: ...
-def maxsim(
-    path: str,
-    centroid_table: NDArray[np.int16],
-    residual_table: NDArray[np.int16],
-    tokens: int,
-    centroids: NDArray[np.uint32],
-    words: NDArray[np.uint8],
-    starts: NDArray[np.int64],
+def maxsim_paths() -> tuple[str, ...]: ...
+def tables(
+    vectors: NDArray[np.int16], rows: NDArray[np.int16], factor: int, path: str
+) -> NDArray[np.int16]: ...
+def nearest(
+    vectors: NDArray[np.int16], rows: NDArray[np.int16], path: str
+) -> NDArray[np.uint16]: ...
+def score_coded(
+    centroids: NDArray[np.int16],
+    words: NDArray[np.int16],
+    ids: NDArray[np.uint16],
+    codes: NDArray[np.uint8],
+    offsets: NDArray[np.int64],
     documents: NDArray[np.int64],
+    queries: int,
+    path: str,
 ) -> NDArray[np.int64]: ...
+def match_coded(
+    centroids: NDArray[np.int16],
+    words: NDArray[np.int16],
+    ids: NDArray[np.uint16],
+    codes: NDArray[np.uint8],
+    offsets: NDArray[np.int64],
+    documents: NDArray[np.int64],
+    queries: int,
+    path: str,
+) -> tuple[NDArray[np.int32], NDArray[np.int32]]: ...
+def score_rows(
+    queries: NDArray[np.int16],
+    rows: NDArray[np.int16],
+    offsets: NDArray[np.int64],
+    documents: NDArray[np.int64],
+    path: str,
+) -> NDArray[np.int64]: ...
+def match_rows(
+    queries: NDArray[np.int16],
+    rows: NDArray[np.int16],
+    offsets: NDArray[np.int64],
+    documents: NDArray[np.int64],
+    path: str,
+) -> tuple[NDArray[np.int32], NDArray[np.int32]]: ...

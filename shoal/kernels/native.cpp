@@ -4,9 +4,10 @@
 // (-ffp-contract=off): every instruction set gives the same bits, and the
 // fastest that the processor has is chosen when the module is loaded.
 
+#include "maxsim.h"
+
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
 
 #include <algorithm>
 #include <cmath>
@@ -16,8 +17,6 @@
 #include <string_view>
 #include <unordered_set>
 #include <vector>
-
-#include "maxsim.hpp"
 
 #if defined(__x86_64__) && defined(__linux__)
 #define WIDEST __attribute__((target_clones("default", "avx2", "avx512f")))
@@ -367,34 +366,6 @@ py::list encode(const Array<int64_t>& counts, const py::bytes& ids, const Array<
   return encoded;
 }
 
-// --- MaxSim --------------------------------------------------------------------
-
-// Trusts what `kernels.TokenCodes` checked once: centroids, starts, document numbers.
-
-Array<int64_t> maxsim(const std::string& path, const Array<int16_t>& centroid_table,
-                      const Array<int16_t>& residual_table, int64_t tokens,
-                      const Array<uint32_t>& centroids, const Array<uint8_t>& words,
-                      const Array<int64_t>& starts, const Array<int64_t>& documents) {
-  check(centroid_table.ndim() == 3 && residual_table.ndim() == 4 && words.ndim() == 2,
-        "tables are [blocks, centroids, 32] and [blocks, subspaces, 256, 32], words a matrix");
-  const shoal::QueryTables query{centroid_table.data(),   residual_table.data(),
-                                 centroid_table.shape(0), centroid_table.shape(1),
-                                 residual_table.shape(1), tokens};
-  check(centroid_table.shape(2) == shoal::kLanes && residual_table.shape(3) == shoal::kLanes &&
-            residual_table.shape(2) == shoal::kWords && residual_table.shape(0) == query.blocks &&
-            tokens > (query.blocks - 1) * shoal::kLanes && tokens <= query.blocks * shoal::kLanes &&
-            words.shape(0) == centroids.size() && words.shape(1) == query.subspaces,
-        "tables and codes of different shapes");
-  Array<int64_t> scores(documents.size());
-  const shoal::TokenCodes codes{centroids.data(), words.data(), starts.data()};
-  const int64_t* chosen = documents.data();
-  const int64_t chosen_count = documents.size();
-  int64_t* out = scores.mutable_data();
-  py::gil_scoped_release release;
-  shoal::maxsim(path, query, codes, chosen, chosen_count, out);
-  return scores;
-}
-
 }  // namespace
 
 PYBIND11_MODULE(_native, module) {
@@ -408,12 +379,8 @@ PYBIND11_MODULE(_native, module) {
              py::arg("id_starts").noconvert(), py::arg("sequences").noconvert(),
              py::arg("live").noconvert());
   module.def("merge", &merge, py::arg("parts"), py::arg("top_k").noconvert());
-  module.def("maxsim_paths", &shoal::maxsim_paths);
-  module.def("maxsim", &maxsim, py::arg("path"), py::arg("centroid_table").noconvert(),
-             py::arg("residual_table").noconvert(), py::arg("tokens"),
-             py::arg("centroids").noconvert(), py::arg("words").noconvert(),
-             py::arg("starts").noconvert(), py::arg("documents").noconvert());
   module.def("encode", &encode, py::arg("counts").noconvert(), py::arg("ids"),
              py::arg("id_lengths").noconvert(), py::arg("scores").noconvert(),
              py::arg("passages").noconvert(), py::arg("numbers").noconvert(), py::arg("field"));
+  bind_maxsim(module);
 }

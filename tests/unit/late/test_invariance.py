@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from router.core.superset import LateHit, cut
 from shard_service.core.late import Effort, first, probed, search
-from shoal.kernels import TokenCodes, late
+from shoal.kernels import maxsim
+from shoal.kernels.maxsim import CodedRuns, Tables
 
 CENTROIDS, SUBSPACES = 12, 2
 
@@ -28,24 +29,33 @@ def corpus_of(rng: np.random.Generator, documents: int) -> tuple[list[bytes], li
     return ids, tokens
 
 
-def tables_of(rng: np.random.Generator, tokens: int) -> late.QueryTables:
-    centroids = rng.integers(-6, 7, (tokens, CENTROIDS)).astype(np.int16)
-    words = rng.integers(-3, 4, (tokens, SUBSPACES, 256)).astype(np.int16)
-    return late.query_tables(centroids, words)
-
-
-def codes_of(tokens: list[np.ndarray]) -> TokenCodes:
-    rows = np.concatenate([np.empty((0, 1 + SUBSPACES), int), *tokens])
-    starts = np.cumsum([0, *map(len, tokens)]).astype(np.int64)
-    codes = TokenCodes(
-        rows[:, 0].astype(np.uint32), np.ascontiguousarray(rows[:, 1:].astype(np.uint8)), starts
+def in_lanes(table: np.ndarray) -> np.ndarray:
+    """[tokens, ...] to [blocks, ..., 32]."""
+    blocks = -(-len(table) // maxsim.LANES)
+    padded = np.zeros((blocks * maxsim.LANES, *table.shape[1:]), np.int16)
+    padded[: len(table)] = table
+    return np.ascontiguousarray(
+        np.moveaxis(padded.reshape(blocks, maxsim.LANES, *table.shape[1:]), 1, -1)
     )
-    codes.check(CENTROIDS)
-    return codes
+
+
+def tables_of(rng: np.random.Generator, tokens: int) -> Tables:
+    centroids = rng.integers(-6, 7, (tokens, 1, CENTROIDS))
+    words = rng.integers(-3, 4, (tokens, SUBSPACES, 256))
+    return Tables(tokens, in_lanes(centroids), in_lanes(words))
+
+
+def codes_of(tokens: list[np.ndarray]) -> CodedRuns:
+    rows = np.concatenate([np.empty((0, 1 + SUBSPACES), int), *tokens])
+    return CodedRuns(
+        rows[:, 0].astype(np.uint16),
+        np.ascontiguousarray(rows[:, 1:].astype(np.uint8)),
+        np.cumsum([0, *map(len, tokens)]).astype(np.int64),
+    )
 
 
 def answer(
-    query: late.QueryTables,
+    query: Tables,
     corpus: tuple[list[bytes], list[np.ndarray]],
     owners: np.ndarray,
     effort: Effort,
@@ -103,11 +113,11 @@ def test_every_document_refined_is_exhaustive_search() -> None:
     rng = np.random.default_rng(5)
     corpus, query = corpus_of(rng, 30), tables_of(rng, 5)
     codes = codes_of(corpus[1])
-    scores = late.maxsim(query, codes, np.arange(30))
+    scores = maxsim.score_coded(query, codes, np.arange(30))
     expected = sorted(
         (-int(score), key)
-        for score, key in zip(scores, corpus[0], strict=True)
-        if score != late.NO_TOKENS
+        for score, key, tokens in zip(scores, *corpus, strict=True)
+        if len(tokens)
     )[:7]
     for probes in (1, CENTROIDS):
         found = answer(query, corpus, np.arange(30) % 3, Effort(probes, 30), 7)
@@ -127,8 +137,8 @@ def test_a_shard_must_not_cut_by_full_scores() -> None:
 def test_what_is_not_probed_counts_as_the_first_that_is_not(probes: int) -> None:
     rng = np.random.default_rng(probes)
     query = tables_of(rng, 3)
-    given_to = query.centroids[0].T[:3].astype(int)
-    seen = probed(query, probes).centroids[0].T[:3].astype(int)
+    given_to = query.centroids[0, 0].T[:3].astype(int)
+    seen = probed(query, probes).centroids[0, 0].T[:3].astype(int)
     for before, after in zip(given_to, seen, strict=True):
         ranked = sorted(before, reverse=True)
         imputed = ranked[probes] if probes < CENTROIDS else min(ranked)

@@ -1,0 +1,191 @@
+// The MaxSim loops for one instruction set. `maxsim.cpp` includes this once for each,
+// with LANES_NAMESPACE and LANES_BYTES (of a register) defined and the set enabled.
+//
+// 32 query tokens stand in the lanes: 32 int16 are 64 bytes, so a table row is one
+// register of AVX-512, two of AVX2, four of SSE2. Everything is integer and, by the
+// bounds in shoal/kernels/maxsim.py, never overflows: the order of operations is free.
+
+namespace LANES_NAMESPACE {
+
+// Loads and stores need no alignment, though tables made by `tables` lie on cache lines.
+typedef int16_t V16 __attribute__((vector_size(LANES_BYTES), aligned(2), may_alias));
+typedef int32_t V32 __attribute__((vector_size(LANES_BYTES), aligned(4), may_alias));
+
+constexpr int kParts16 = 64 / LANES_BYTES, kWidth16 = LANES_BYTES / 2;
+constexpr int kParts32 = 128 / LANES_BYTES, kWidth32 = LANES_BYTES / 4;
+constexpr int kRows = LANES_BYTES / 16;  // rows at a time, so that accumulators stay in registers
+
+// Sums of products of neighbours: a[2i]·b[2i] + a[2i+1]·b[2i+1].
+inline V32 multiply_pairs(V16 a, V16 b) {
+#if LANES_BYTES == 64
+  return (V32)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+#elif LANES_BYTES == 32
+  return (V32)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#elif defined(__SSE2__)
+  return (V32)_mm_madd_epi16((__m128i)a, (__m128i)b);
+#else
+  V32 sums;
+  for (int i = 0; i < kWidth32; ++i) sums[i] = a[2 * i] * b[2 * i] + a[2 * i + 1] * b[2 * i + 1];
+  return sums;
+#endif
+}
+
+inline V32 fill(int32_t value) { return V32{} + value; }
+
+// --- tokens as centroid and codes ----------------------------------------------
+
+template <int kCodes>
+inline void add_codes(V16* sums, const int16_t* table, const uint8_t* code, int codes) {
+  const int count = kCodes < 0 ? codes : kCodes;
+#pragma GCC unroll 32
+  for (int j = 0; j < count; ++j) {
+    const int16_t* row = table + (static_cast<int64_t>(j) * 256 + code[j]) * 32;
+    for (int p = 0; p < kParts16; ++p) sums[p] += *(const V16*)(row + p * kWidth16);
+  }
+}
+
+// Adds to each score what the first `used` lanes of a block give.
+template <int kCodes>
+void score_block(const Coded& coded, const int16_t* centroids, const int16_t* table, int used,
+                 int64_t* scores) {
+  const int codes = coded.codes_per_token;
+  for (int64_t n = 0; n < coded.count; ++n) {
+    const int64_t begin = coded.offsets[coded.documents[n]];
+    const int64_t end = coded.offsets[coded.documents[n] + 1];
+    if (n + 1 < coded.count) {
+      const int64_t next = coded.offsets[coded.documents[n + 1]];
+      __builtin_prefetch(coded.ids + next);
+      for (int64_t at = 0; at < 512; at += 64)
+        __builtin_prefetch(coded.codes + next * codes + at);
+    }
+    V16 best[kParts16];
+    for (int p = 0; p < kParts16; ++p) best[p] = V16{} + kLowest16;
+    for (int64_t t = begin; t < end; ++t) {
+      V16 sums[kParts16];
+      const int16_t* row = centroids + static_cast<int64_t>(coded.ids[t]) * 32;
+      for (int p = 0; p < kParts16; ++p) sums[p] = *(const V16*)(row + p * kWidth16);
+      add_codes<kCodes>(sums, table, coded.codes + t * codes, codes);
+      for (int p = 0; p < kParts16; ++p) best[p] = sums[p] > best[p] ? sums[p] : best[p];
+    }
+    int16_t lanes[32];
+    for (int p = 0; p < kParts16; ++p) *(V16*)(lanes + p * kWidth16) = best[p];
+    int32_t total = 0;
+    for (int lane = 0; lane < used; ++lane) total += lanes[lane];
+    scores[n] += total;
+  }
+}
+
+void score_coded(const Coded& coded, const int16_t* centroids, const int16_t* table, int used,
+                 int64_t* scores) {
+  switch (coded.codes_per_token) {
+    case 0: return score_block<0>(coded, centroids, table, used, scores);
+    case 4: return score_block<4>(coded, centroids, table, used, scores);
+    case 8: return score_block<8>(coded, centroids, table, used, scores);
+    case 16: return score_block<16>(coded, centroids, table, used, scores);
+    case 32: return score_block<32>(coded, centroids, table, used, scores);
+    default: return score_block<-1>(coded, centroids, table, used, scores);
+  }
+}
+
+// The first best token of document `n` for each lane of a block.
+void match_coded(const Coded& coded, const int16_t* centroids, const int16_t* table, int64_t n,
+                 int32_t* tokens, int32_t* similarities) {
+  const int64_t begin = coded.offsets[coded.documents[n]];
+  const int64_t end = coded.offsets[coded.documents[n] + 1];
+  for (int lane = 0; lane < 32; ++lane) tokens[lane] = -1, similarities[lane] = kLowest16;
+  for (int64_t t = begin; t < end; ++t) {
+    V16 sums[kParts16];
+    int16_t lanes[32];
+    const int16_t* row = centroids + static_cast<int64_t>(coded.ids[t]) * 32;
+    for (int p = 0; p < kParts16; ++p) sums[p] = *(const V16*)(row + p * kWidth16);
+    const int codes = coded.codes_per_token;
+    add_codes<-1>(sums, table, coded.codes + t * codes, codes);
+    for (int p = 0; p < kParts16; ++p) *(V16*)(lanes + p * kWidth16) = sums[p];
+    for (int lane = 0; lane < 32; ++lane) {
+      const bool better = lanes[lane] > similarities[lane];
+      similarities[lane] = better ? lanes[lane] : similarities[lane];
+      tokens[lane] = better ? static_cast<int32_t>(t - begin) : tokens[lane];
+    }
+  }
+}
+
+// --- integer dot products ------------------------------------------------------
+
+// Gives `sink` the products of `kCount` rows from `first` on with the 32 vectors of a block.
+template <int kCount, typename Sink>
+inline void dot_some(const int16_t* block, const int16_t* rows, int64_t first, int dim, Sink& sink) {
+  V32 sums[kCount][kParts32];
+  for (int r = 0; r < kCount; ++r)
+    for (int p = 0; p < kParts32; ++p) sums[r][p] = V32{};
+  const int16_t* row = rows + first * dim;
+  const auto add = [&](const int16_t* pairs, int at, int bytes) {
+    for (int r = 0; r < kCount; ++r) {
+      int32_t pair = 0;  // the second of a lone last column is 0
+      std::memcpy(&pair, row + static_cast<int64_t>(r) * dim + at, bytes);
+      for (int p = 0; p < kParts32; ++p)
+        sums[r][p] += multiply_pairs(*(const V16*)(pairs + p * kWidth16), (V16)fill(pair));
+    }
+  };
+  int at = 0;
+  for (; at + 2 <= dim; at += 2) add(block + at * 32, at, 4);
+  if (at < dim) add(block + at * 32, at, 2);
+  for (int r = 0; r < kCount; ++r) sink(first + r, sums[r]);
+}
+
+template <typename Sink>
+inline void dot_rows(const int16_t* block, const int16_t* rows, int64_t count, int dim, Sink& sink) {
+  int64_t at = 0;
+  for (; at + kRows <= count; at += kRows) dot_some<kRows>(block, rows, at, dim, sink);
+  for (; at < count; ++at) dot_some<1>(block, rows, at, dim, sink);
+}
+
+// [rows][32]: products · factor / 2^32, rounded half up.
+void table_block(const int16_t* block, const int16_t* rows, int64_t count, int dim, int64_t factor,
+                 int16_t* out) {
+  auto sink = [&](int64_t row, const V32* sums) {
+    int32_t lanes[32];
+    for (int p = 0; p < kParts32; ++p) *(V32*)(lanes + p * kWidth32) = sums[p];
+    for (int lane = 0; lane < 32; ++lane)
+      out[row * 32 + lane] =
+          static_cast<int16_t>((lanes[lane] * factor + (int64_t{1} << 31)) >> 32);
+  };
+  dot_rows(block, rows, count, dim, sink);
+}
+
+// The greatest product of each lane.
+void max_block(const int16_t* block, const int16_t* rows, int64_t count, int dim, int32_t* out) {
+  V32 best[kParts32];
+  for (int p = 0; p < kParts32; ++p) best[p] = fill(kLowest32);
+  auto sink = [&](int64_t, const V32* sums) {
+    for (int p = 0; p < kParts32; ++p) best[p] = sums[p] > best[p] ? sums[p] : best[p];
+  };
+  dot_rows(block, rows, count, dim, sink);
+  for (int p = 0; p < kParts32; ++p) *(V32*)(out + p * kWidth32) = best[p];
+}
+
+// The first row of each lane with the greatest `factor` · product + bias; no biases are zeros.
+void argmax_block(const int16_t* block, const int16_t* rows, int64_t count, int dim, int factor,
+                  const int32_t* biases, int32_t* where, int32_t* out) {
+  V32 best[kParts32], at[kParts32];
+  for (int p = 0; p < kParts32; ++p) best[p] = fill(kLowest32), at[p] = fill(-1);
+  auto sink = [&](int64_t row, const V32* sums) {
+    for (int p = 0; p < kParts32; ++p) {
+      const V32 value = sums[p] * factor + (biases ? biases[row] : 0);
+      const V32 better = value > best[p];
+      best[p] = better ? value : best[p];
+      at[p] = better ? fill(static_cast<int32_t>(row)) : at[p];
+    }
+  };
+  dot_rows(block, rows, count, dim, sink);
+  for (int p = 0; p < kParts32; ++p) {
+    *(V32*)(out + p * kWidth32) = best[p];
+    *(V32*)(where + p * kWidth32) = at[p];
+  }
+}
+
+constexpr Loops kLoops{score_coded, match_coded, table_block, max_block, argmax_block};
+
+}  // namespace LANES_NAMESPACE
+
+#undef LANES_NAMESPACE
+#undef LANES_BYTES

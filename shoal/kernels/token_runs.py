@@ -1,0 +1,70 @@
+"""What the MaxSim kernels read and give: tables of a query, tokens by document, matches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+LANES = 32
+"""Tokens of a query that stand side by side in a table; longer queries take more blocks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """A query's similarities with all that a code may stand for, in int16.
+
+    In every lane |centroids| + sum over groups of max |words| must be <= 32,767.
+
+    Attributes:
+        count: tokens of the query; B = ceil(count / 32) blocks.
+        centroids: [B, 1, centroids, 32] int16, C order.
+        words: [B, groups, 256, 32] int16, C order; no groups score by centroids alone.
+    """
+
+    count: int
+    centroids: NDArray[np.int16]
+    words: NDArray[np.int16]
+
+
+@dataclass(frozen=True, slots=True)
+class CodedRuns:
+    """Tokens as centroid and codes, document after document, all in C order.
+
+    Attributes:
+        ids: [tokens] uint16, below the number of centroids: kernels do not check it.
+        codes: [tokens, groups] uint8.
+        offsets: [documents + 1] int64, not falling: where each document begins.
+    """
+
+    ids: NDArray[np.uint16]
+    codes: NDArray[np.uint8]
+    offsets: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class RowRuns:
+    """Tokens as vectors in fixed point, document after document, all in C order.
+
+    Attributes:
+        rows: [tokens, dim] int16.
+        offsets: [documents + 1] int64, not falling: where each document begins.
+    """
+
+    rows: NDArray[np.int16]
+    offsets: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Matches:
+    """For each document and each token of the query, the best token of the document.
+
+    Attributes:
+        tokens: [documents, query tokens] int32, counted within the document; the first of
+            equals; -1 where the document has none.
+        similarities: [documents, query tokens] int32.
+    """
+
+    tokens: NDArray[np.int32]
+    similarities: NDArray[np.int32]
