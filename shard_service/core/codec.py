@@ -19,14 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shoal.kernels import maxsim
-from shoal.kernels.maxsim import Tables
+from shoal.kernels.maxsim import WORDS, Tables
 from shoal.types import Float32Matrix
 
 Fixed = NDArray[np.int16]
 
 ONE = 1 << 14
 """The number 1 in fixed point: entries lie within (-2, 2)."""
-WORDS = 256
 LARGEST = 32_767
 FACTOR_BITS = 32
 _MAGIC = b"SHOALCDC"

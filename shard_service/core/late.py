@@ -18,10 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shoal.kernels import maxsim
-from shoal.kernels.maxsim import CodedRuns, Tables
+from shoal.kernels.maxsim import WORDS, CodedRuns, Tables
 
 Ints = NDArray[np.int64]
-_WORDS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +66,7 @@ def probed(query: Tables, probes: int) -> Tables:
         # The best that is not probed stands for all that are not.
         imputed = np.partition(centroids, count - probes - 1, axis=2)[:, :, count - probes - 1]
         centroids = np.maximum(centroids, imputed[:, :, np.newaxis])
-    return Tables(query.count, centroids, np.empty((blocks, 0, _WORDS, lanes), np.int16))
+    return Tables(query.count, centroids, np.empty((blocks, 0, WORDS, lanes), np.int16))
 
 
 def search(query: Tables, runs: CodedRuns, ids: list[bytes], live: Ints, effort: Effort) -> Refined:

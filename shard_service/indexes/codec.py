@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from shard_service.core.codec import ONE, WORDS, Codec, check_subspaces, codec, to_fixed
+from shard_service.core.codec import ONE, Codec, check_subspaces, codec, to_fixed
 from shard_service.indexes.library import faiss
+from shoal.kernels.maxsim import WORDS
 from shoal.types import Float32Matrix
 
 _SEED = 1234

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shoal.kernels import portable_maxsim as portable
-from shoal.kernels.token_runs import LANES, CodedRuns, Matches, RowRuns, Tables
+from shoal.kernels.token_runs import LANES, WORDS, CodedRuns, Matches, RowRuns, Tables
 
 try:
     from shoal.kernels import _native
@@ -39,6 +39,7 @@ else:
 __all__ = [
     "LANES",
     "PATHS",
+    "WORDS",
     "CodedRuns",
     "Matches",
     "RowRuns",

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+WORDS = 256
+"""Codes of one byte: what a token's code may stand for in each group of columns."""
 LANES = 32
 """Tokens of a query that stand side by side in a table; longer queries take more blocks."""
 
