@@ -85,6 +85,9 @@ def new_record(settled: Settled, uuid: bytes) -> Record:
         chunk_overlap=settled.chunk_overlap,
         card_json=settled.card_json,
     )
+    if settled.kind is Kind.COLBERT:
+        settings.late.code_bytes = settled.code_bytes
+        settings.late.train_at = settled.train_at
     return _record(settings, 1, (Placement(),) * settled.shards)
 
 
@@ -121,6 +124,8 @@ def wish_from_message(request: router_pb2.CreateCollectionRequest) -> Wish:
         chunk_tokens=request.chunk_tokens if request.HasField("chunk_tokens") else None,
         similarity=SIMILARITIES.get(request.similarity),
         shards=request.shards,
+        code_bytes=request.code_bytes,
+        train_at=request.train_at,
     )
 
 

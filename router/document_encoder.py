@@ -22,6 +22,7 @@ from shoal.errors import (
 )
 from shoal.rpc.common.v1 import common_pb2
 from shoal.rpc.encoder.v1 import encoder_pb2
+from shoal.types import Kind
 from shoal.wire.arrays import vectors_from_message
 
 _MESSAGES_PER_ENCODER = 2
@@ -32,13 +33,17 @@ class EncodedDocument:
     """A document's passages.
 
     Attributes:
-        vectors: [passages, dim] float32.
+        vectors: [passages, dim] float32; of late interaction [tokens of all, dim] float16.
+        passages: how many.
+        row_counts: per passage its rows in vectors; empty where it has one.
         starts: per passage, its first character in the text.
         ends: per passage, one past its last character.
         truncated: some of its words were not encoded.
     """
 
-    vectors: NDArray[np.float32]
+    vectors: NDArray[np.float32] | NDArray[np.float16]
+    passages: int
+    row_counts: Sequence[int]
     starts: Sequence[int]
     ends: Sequence[int]
     truncated: bool
@@ -125,35 +130,42 @@ def _parse(
         raise EncoderUnavailable("an encoder answered for another model")
     counts = list(response.passage_counts)
     passages = sum(counts)
+    late = collection.kind is Kind.COLBERT
+    rows = list(response.row_counts) if late else [1] * passages
     fits = (
         len(counts) == documents
-        and response.vectors.rows == passages
-        and len(response.span_starts) == len(response.span_ends) == passages
+        and len(rows) == len(response.span_starts) == len(response.span_ends) == passages
+        and sum(rows) == response.vectors.rows
         and len(response.truncated) == documents
     )
     if not fits:
         raise InternalError("an encoder's reply does not fit its request")
-    vectors = (
+    vectors: NDArray[np.float32] | NDArray[np.float16] = (
         vectors_from_message(response.vectors, collection.dim)
-        if passages
+        if response.vectors.rows
         else np.empty((0, collection.dim), np.float32)
     )
+    if late:
+        vectors = vectors.astype(np.float16)
     failures = refusals(response.statuses)
     for error in failures.values():
         if not error.caller_fault:
             raise error
     results: list[EncodedDocument | ShoalError] = []
+    starts = np.concatenate([[0], np.cumsum(rows)]).astype(np.int64).tolist()
     at = 0
     for place, count in enumerate(counts):
-        rows = slice(at, at + count)
+        mine = slice(at, at + count)
         at += count
         results.append(
             failures[place]
             if place in failures
             else EncodedDocument(
-                vectors[rows],
-                response.span_starts[rows],
-                response.span_ends[rows],
+                vectors[starts[mine.start] : starts[mine.stop]],
+                count,
+                rows[mine] if late else (),
+                response.span_starts[mine],
+                response.span_ends[mine],
                 response.truncated[place],
             )
         )

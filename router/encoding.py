@@ -26,6 +26,7 @@ from shoal.errors import (
     ShoalError,
     TextTooLong,
 )
+from shoal.kernels.fixed import to_fixed, unit_rows
 from shoal.rpc.encoder.v1 import encoder_pb2
 from shoal.wire.arrays import vectors_from_message
 
@@ -38,7 +39,7 @@ class Encoded:
     """A question's vector.
 
     Attributes:
-        vector: little-endian float32.
+        vector: little-endian float32; of late interaction `token_question`.
         truncated: its text was cut.
         cached: no encoder was asked.
     """
@@ -57,7 +58,7 @@ class _Text:
 
 @dataclass(frozen=True, slots=True)
 class _Reply:
-    vectors: NDArray[np.float32]
+    vectors: Sequence[bytes]
     truncated: Sequence[bool]
 
 
@@ -214,10 +215,16 @@ class QueryEncoder:
         if response.fingerprint != model[0]:
             raise EncoderUnavailable("an encoder answered for another model")
         vectors = vectors_from_message(response.vectors, dim)
-        if len(vectors) != texts or len(response.truncated) != texts:
+        counts = list(response.row_counts) or [1] * texts
+        fits = len(counts) == len(response.truncated) == texts and sum(counts) == len(vectors)
+        if not fits:
             raise InternalError("an encoder's reply does not fit its request")
         self._precisions[model[0]] = response.precision
-        return _Reply(vectors, list(response.truncated)), refusals(response.statuses)
+        questions = [row.tobytes() for row in vectors]
+        if response.row_counts:
+            # The rows of a text that failed are none; nobody reads its question.
+            questions = [token_question(rows) for rows in np.split(vectors, np.cumsum(counts)[:-1])]
+        return _Reply(questions, list(response.truncated)), refusals(response.statuses)
 
     def _finish(self, model: Model, finish: Finish[_Text]) -> None:
         if finish.round_size:
@@ -235,13 +242,22 @@ class QueryEncoder:
                 future.set_exception(_as_encoder_error(missing[0]))
                 continue
             reply, place = places[query.row]
-            encoded = Encoded(
-                reply.vectors[place].tobytes(), bool(reply.truncated[place]), cached=False
-            )
+            encoded = Encoded(reply.vectors[place], bool(reply.truncated[place]), cached=False)
             key = self._key(model, query.payload.text)
             if key is not None:
                 self._cache.put(key, CacheEntry(encoded.vector, encoded.truncated))
             future.set_result(encoded)
+
+
+def token_question(vectors: NDArray[np.float32]) -> bytes:
+    """Token vectors as shards take them: of length 1, in fixed point, little-endian int16.
+
+    This is the only rounding of a question: from here on there are integers.
+
+    Args:
+        vectors: [tokens, dim] float32, finite, none of them zero.
+    """
+    return to_fixed(unit_rows(vectors)).astype("<i2", copy=False).tobytes()
 
 
 def _as_encoder_error(error: ShoalError) -> ShoalError:

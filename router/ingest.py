@@ -20,14 +20,12 @@ from router.topology import TopologyFollower
 from shoal.errors import (
     InternalError,
     InvalidRequest,
-    NotSupported,
     ShardUnavailable,
     ShoalError,
     StaleTopology,
 )
 from shoal.rpc.router.v1 import router_pb2
 from shoal.settings import Limits
-from shoal.types import Kind
 from shoal.wire.errors import to_status
 from shoal.wire.server import Context
 
@@ -82,8 +80,6 @@ class IngestHandler:
             raise InvalidRequest("the first message of an ingest is `start`", field="start")
         start = first.start
         collection = find_collection(self._follower.current, start.collection)
-        if collection.kind is not Kind.SINGLE:
-            raise NotSupported("this version ingests collections of kind single")
         if start.fingerprint and start.fingerprint != collection.fingerprint:
             raise fingerprint_mismatch(start.fingerprint, collection)
         writer = BatchWriter(

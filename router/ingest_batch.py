@@ -20,8 +20,10 @@ from router.settings import RouterSettings
 from router.shards import ShardCall, ShardCalls
 from router.topology import TopologyFollower
 from shoal.errors import Cancelled, DeadlineExceeded, LimitExceeded, ShoalError, StaleTopology
+from shoal.kernels.fixed import unit_rows
 from shoal.rpc.router.v1 import router_pb2
 from shoal.rpc.shard.v1 import shard_pb2
+from shoal.types import Kind
 from shoal.wire.arrays import matrix_to_message
 from shoal.wire.errors import to_status
 
@@ -148,12 +150,20 @@ class BatchWriter:
             encoded.update(zip(worded, results, strict=True))
         pending = []
         for item in items:
-            result = encoded.get(item) or _own_vector(item.payload.vector)
+            result = encoded.get(item) or self._own_vectors(item)
             if isinstance(result, ShoalError):
                 outcomes[item] = _acknowledgement(item, REJECTED, error=result)
             else:
                 pending.append(Pending(item, result))
         return pending
+
+    def _own_vectors(self, item: Item[Incoming]) -> EncodedDocument:
+        """A document that brings its vectors: one passage."""
+        rows = np.frombuffer(item.payload.vector, "<f4").reshape(-1, self._collection.dim)
+        if self._collection.kind is Kind.SINGLE:
+            return EncodedDocument(rows, 1, (), (), (), truncated=False)
+        tokens = unit_rows(rows).astype(np.float16)
+        return EncodedDocument(tokens, 1, [len(tokens)], (), (), truncated=False)
 
     # --- write ------------------------------------------------------------
 
@@ -166,7 +176,7 @@ class BatchWriter:
         parts: list[list[Pending]] = []
         room = 0
         for each in pending:
-            size = each.item.size + each.encoded.vectors.nbytes + 16 * len(each.encoded.vectors)
+            size = each.item.size + each.encoded.vectors.nbytes + 24 * each.encoded.passages
             if size > self._message_bytes:
                 error = LimitExceeded(
                     f"the document and its vectors take {size} bytes",
@@ -234,9 +244,10 @@ class BatchWriter:
                 shard_pb2.DocumentVersion(
                     document=each.item.payload.document,
                     digest=each.item.payload.digest,
-                    passage_count=len(each.encoded.vectors),
+                    passage_count=each.encoded.passages,
                     span_starts=each.encoded.starts,
                     span_ends=each.encoded.ends,
+                    row_counts=each.encoded.row_counts,
                 )
                 for each in pending
             ],
@@ -299,10 +310,6 @@ class BatchWriter:
             raise StaleTopology(
                 f"another generation of {self._collection.name!r} serves now: ingest again"
             )
-
-
-def _own_vector(vector: bytes) -> EncodedDocument:
-    return EncodedDocument(np.frombuffer(vector, "<f4").reshape(1, -1), (), (), truncated=False)
 
 
 def _acknowledgement(

@@ -11,7 +11,7 @@ from shoal.ids import check_id, content_digest, shard_of
 from shoal.rpc.common.v1 import common_pb2
 from shoal.rpc.router.v1 import router_pb2
 from shoal.settings import Limits
-from shoal.types import Document
+from shoal.types import Document, Kind
 from shoal.wire.arrays import check_limit
 
 OVERHEAD_BYTES = 64
@@ -79,9 +79,11 @@ def _check_payload(payload: bytes) -> None:
 
 
 def _vector(message: common_pb2.Matrix, collection: CollectionMap) -> bytes:
-    rows = check_vectors(message, collection)
-    if len(rows) != 1:
-        raise InvalidRequest(f"a document has one vector, {len(rows)} were sent", field="vector")
-    if isinstance(rows[0], ShoalError):
-        raise rows[0]
-    return rows[0]
+    if message.rows != 1 and collection.kind is Kind.SINGLE:
+        raise InvalidRequest(f"a document has one vector, {message.rows} were sent", field="vector")
+    if not message.rows:
+        raise InvalidRequest("a document has 1 token vector or more", field="vector")
+    rows = check_vectors(message, collection, [message.rows])[0]
+    if isinstance(rows, ShoalError):
+        raise rows
+    return rows

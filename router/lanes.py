@@ -7,15 +7,17 @@ leaves when, and which reply counts, is the core's.
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from router import metrics
+from router.core import superset
 from router.core.coverage import coverage_of
 from router.core.fanout import FanOutOptions, Finish, Part, Query, Send
 from router.core.position import encode_position
-from router.core.topology import CollectionMap, TopologyMap
+from router.core.superset import LatePart
+from router.core.topology import CollectionMap, Effort, TopologyMap
 from router.peers import Peers, invoke
 from router.pump import Outcome, Pump
 from router.topology import TopologyFollower
@@ -30,7 +32,7 @@ from shoal.errors import (
 from shoal.kernels import Hits, Merged
 from shoal.rpc.common.v1 import common_pb2
 from shoal.rpc.shard.v1 import shard_pb2
-from shoal.types import Coverage
+from shoal.types import Coverage, Kind
 from shoal.wire.arrays import column
 from shoal.wire.errors import from_status
 
@@ -46,16 +48,18 @@ class Ask:
     """A question for every shard of a generation.
 
     Attributes:
-        vector: one row, little-endian float32.
+        vector: one row, little-endian float32; of late interaction little-endian int16.
         top_k: documents wanted.
         after: per shard, the sequence number to have applied; None asks for none.
         answer: resolved when the question is over.
+        effort: of late interaction.
     """
 
     vector: bytes
     top_k: int
     after: tuple[int, ...] | None
     answer: "asyncio.Future[Answer]"
+    effort: Effort
 
 
 @dataclass(slots=True, eq=False)
@@ -65,18 +69,22 @@ class Group:
     Attributes:
         parts: what each shard answered.
         top_k: per question.
+        refined: per question, see `Effort`.
         merged: the best hits.
         position: token of what was seen.
         documents: per shard, live documents.
         merge_us: time of the merge.
+        tokens_scored: that the shards compared by their full codes, for the whole round.
     """
 
-    parts: Sequence[kernels.Part]
+    parts: Sequence[LatePart]
     top_k: Sequence[int]
+    refined: Sequence[int]
     merged: Merged
     position: bytes
     documents: Sequence[int]
     merge_us: int
+    tokens_scored: int
     _encoded: dict[int, list[bytes]] = field(default_factory=dict)
     _shared: dict[int, tuple[Coverage, bytes]] = field(default_factory=dict)
     _coverage: dict[int, tuple[Mapping[int, ShoalError], Coverage]] = field(default_factory=dict)
@@ -105,11 +113,11 @@ class Group:
     def without(self, row: int, shards: Mapping[int, ShoalError]) -> Merged:
         """One question's best hits when these shards do not count either."""
         parts = [
-            kernels.Part(part.number, np.where(part.rows == row, 0, -1), part.hits)
+            replace(part, rows=np.where(part.rows == row, 0, -1))
             for part in self.parts
             if part.number not in shards
         ]
-        return kernels.merge(parts, np.array([self.top_k[row]]))
+        return superset.merge(parts, [self.refined[row]], np.array([self.top_k[row]]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,9 +188,12 @@ class Lane:
 
     async def ask(self, asks: Sequence[Ask], deadline_ns: int) -> list[Answer]:
         """Puts questions to every shard; returns by the deadline."""
-        dim = self.collection.dim
         queries = [
-            Query(payload=ask, deadline_ns=deadline_ns, cost=4 * dim + 96 * ask.top_k)
+            Query(
+                payload=ask,
+                deadline_ns=deadline_ns,
+                cost=len(ask.vector) + 96 * max(ask.top_k, ask.effort.refined),
+            )
             for ask in asks
         ]
         self._pump.submit(queries)
@@ -212,7 +223,7 @@ class Lane:
         hits, refused = parse_reply(response, len(action.queries))
         self._documents[action.shard] = response.documents
         self._answered[action.shard] = True
-        return (hits, response.position), refused
+        return (hits, response), refused
 
     def _request(self, action: Send[Ask]) -> tuple[shard_pb2.SearchRequest, float]:
         now_ns = time.monotonic_ns()
@@ -222,18 +233,25 @@ class Lane:
         if any(ask.after for ask in asks):
             after = [ask.after[action.shard] if ask.after else 0 for ask in asks]
         collection = self.collection
+        data = b"".join([ask.vector for ask in asks])
+        late = collection.kind is Kind.COLBERT
+        row_bytes = (2 if late else 4) * collection.dim
         request = shard_pb2.SearchRequest(
             key=shard_key(collection, action.shard),
             queries=common_pb2.Matrix(
-                element_type=common_pb2.ELEMENT_TYPE_F32,
-                rows=len(asks),
+                element_type=(common_pb2.ELEMENT_TYPE_I16 if late else common_pb2.ELEMENT_TYPE_F32),
+                rows=len(data) // row_bytes,
                 columns=collection.dim,
-                data=b"".join([ask.vector for ask in asks]),
+                data=data,
             ),
             top_k=[ask.top_k for ask in asks],
             time_left_us=left_us,
             after_sequence=after,
         )
+        if late:
+            request.row_counts.extend(len(ask.vector) // row_bytes for ask in asks)
+            request.probes.extend(ask.effort.probes for ask in asks)
+            request.refined.extend(ask.effort.refined for ask in asks)
         return request, max(left_us) / 1e6
 
     def _finish(self, finish: Finish[Ask]) -> None:
@@ -273,27 +291,33 @@ class Lane:
         places = np.full(finish.round_size, -1)
         if finish.round_size:
             places[[query.row for query in finish.queries]] = np.arange(len(finish.queries))
-        parts, positions = [], [0] * self.collection.shard_count
+        parts, positions, tokens = [], [0] * self.collection.shard_count, 0
         for part in finish.parts:
-            hits, positions[part.shard] = _reply_of(part)
-            parts.append(kernels.Part(part.shard, places[np.array(part.rows, np.int64)], hits))
+            hits, response = _reply_of(part)
+            positions[part.shard] = response.position
+            tokens += response.tokens_scored
+            rows = places[np.array(part.rows, np.int64)]
+            coarse = np.frombuffer(response.centroid_scores, "<f8")
+            parts.append(LatePart(part.shard, rows, hits, coarse))
         top_k = [query.payload.top_k for query in finish.queries]
-        merged = kernels.merge(parts, np.array(top_k))
+        refined = [query.payload.effort.refined for query in finish.queries]
         return Group(
             parts=parts,
             top_k=top_k,
-            merged=merged,
+            refined=refined,
+            merged=superset.merge(parts, refined, np.array(top_k)),
             position=encode_position(*self.collection.lane, positions),
             documents=tuple(self._documents),
             merge_us=(time.monotonic_ns() - began_ns) // 1_000,
+            tokens_scored=tokens,
         )
 
 
-def _reply_of(part: Part) -> tuple[Hits, int]:
+def _reply_of(part: Part) -> tuple[Hits, shard_pb2.SearchResponse]:
     reply = part.reply
     assert isinstance(reply, tuple)
-    hits, position = reply
-    return hits, position
+    hits, response = reply
+    return hits, response
 
 
 def serves(topology: TopologyMap, collection: CollectionMap) -> bool:
@@ -339,6 +363,9 @@ def parse_reply(
         )
     except MalformedMessage as error:
         raise InternalError(f"a shard's reply does not fit: {error}") from error
+    coarse = len(response.centroid_scores)
+    if coarse not in {0, 8 * total}:
+        raise InternalError("a shard's reply does not fit: centroid_scores")
     if len(counts) != queries or int(hits.id_lengths.sum()) != len(hits.ids):
         raise InternalError("a shard's reply does not fit its request")
     return hits, refusals(response.statuses)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from router.core.position import decode_position
-from router.core.topology import CollectionMap, TopologyMap
+from router.core.topology import EXHAUSTIVE, CollectionMap, Effort, TopologyMap
 from router.settings import RouterSettings
 from shoal.errors import (
     CollectionNotFound,
@@ -21,9 +21,9 @@ from shoal.errors import (
     FingerprintMismatch,
     InvalidRequest,
     InvalidTopK,
+    MalformedMessage,
     NonFiniteVector,
     NotReady,
-    NotSupported,
     ShoalError,
     TextNotSupported,
     ZeroVector,
@@ -39,6 +39,7 @@ from shoal.wire.server import Context
 
 REQUEST_ID_BYTES_MAX = 64
 DEFAULT_TOP_K = 10
+_EFFORTS = frozenset({"", "low", "normal", "high", EXHAUSTIVE})
 _FIELDS: dict[int, shard_pb2.Field.ValueType] = {
     router_pb2.FIELD_TITLE: shard_pb2.FIELD_TITLE,
     router_pb2.FIELD_TEXT: shard_pb2.FIELD_TEXT,
@@ -76,6 +77,7 @@ class Plan:
         allow_truncation: an over-long question may be cut.
         after: per shard, the sequence number to have applied; None asks for none.
         clock: time.
+        effort: kind colbert: how hard to look.
     """
 
     collection: CollectionMap
@@ -86,6 +88,7 @@ class Plan:
     allow_truncation: bool
     after: tuple[int, ...] | None
     clock: Clock
+    effort: Effort
 
 
 class RequestChecker:
@@ -149,8 +152,6 @@ class RequestChecker:
             raise InvalidRequest("fields holds an unknown part", field="options.fields")
         if options.fingerprint and options.fingerprint != collection.fingerprint:
             raise fingerprint_mismatch(options.fingerprint, collection)
-        if collection.kind is not Kind.SINGLE:
-            raise NotSupported("this version searches collections of kind single")
         return Plan(
             collection=collection,
             request_id=self.request_id(request.request_id),
@@ -160,6 +161,7 @@ class RequestChecker:
             allow_truncation=options.allow_truncation,
             after=decode_position(options.after, *collection.lane, collection.shard_count),
             clock=clock,
+            effort=_effort(options.effort, collection),
         )
 
     def _top_k(self, given: int) -> int:
@@ -223,32 +225,42 @@ def check_text(text: str) -> None:
 
 
 def check_vectors(
-    message: common_pb2.Matrix, collection: CollectionMap
+    message: common_pb2.Matrix, collection: CollectionMap, row_counts: Sequence[int]
 ) -> list[bytes | ShoalError]:
     """Vectors that a user brings, as rows of little-endian float32, or what is wrong with each.
 
+    Args:
+        message: the rows of all.
+        collection: they are for.
+        row_counts: rows of each, 1 or more.
+
     Raises:
         DimensionMismatch: of all rows.
-        MalformedMessage: the matrix is none.
+        MalformedMessage: the matrix is none, or the counts are not its rows.
     """
     if message.rows == 1 and _is_plain(message, collection.dim):
         return [message.data]
+    if sum(row_counts) != message.rows or min(row_counts, default=1) < 1:
+        raise MalformedMessage(
+            f"{message.rows} rows were sent; their counts must add up to that, 1 or more each"
+        )
     try:
         vectors = vectors_from_message(message, collection.dim)
     except NonFiniteVector:
         with np.errstate(over="ignore"):
             vectors = matrix_from_message(message).astype(np.float32)
     data = vectors.astype("<f4", copy=False).tobytes()
-    size = 4 * collection.dim
-    rows: list[bytes | ShoalError] = [
-        data[begin : begin + size] for begin in range(0, len(data), size)
-    ]
+    ends = np.cumsum(row_counts, dtype=np.int64)
+    sizes = (4 * collection.dim * ends).tolist()
+    results: list[bytes | ShoalError] = [data[a:b] for a, b in itertools.pairwise([0, *sizes])]
     for row in np.flatnonzero(~np.isfinite(vectors).all(axis=1)).tolist():
-        rows[row] = NonFiniteVector(f"vector {row} holds NaN or infinity", row=row)
+        place = int(np.searchsorted(ends, row, side="right"))
+        results[place] = NonFiniteVector(f"vector {row} holds NaN or infinity", row=row)
     if collection.similarity is Similarity.COSINE:
         for row in np.flatnonzero(~vectors.any(axis=1)).tolist():
-            rows[row] = ZeroVector(f"vector {row} is zero: cosine cannot compare it", row=row)
-    return rows
+            place = int(np.searchsorted(ends, row, side="right"))
+            results[place] = ZeroVector(f"vector {row} is zero: cosine cannot compare it", row=row)
+    return results
 
 
 def _is_plain(message: common_pb2.Matrix, dim: int) -> bool:
@@ -271,3 +283,16 @@ def _min_coverage(options: router_pb2.SearchOptions) -> float:
             field="options.min_coverage",
         )
     return options.min_coverage
+
+
+def _effort(name: str, collection: CollectionMap) -> Effort:
+    if collection.kind is Kind.SINGLE:
+        if name:
+            raise InvalidRequest("only kind colbert has efforts", field="options.effort")
+        return Effort()
+    if name not in _EFFORTS:
+        raise InvalidRequest(
+            f"there is no effort {name[:40]!r}: use low, normal, high or {EXHAUSTIVE}",
+            field="options.effort",
+        )
+    return collection.efforts.get(name or "normal", Effort())

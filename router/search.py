@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+import numpy as np
 from google.protobuf.message import DecodeError, Message
 
 from router import metrics
 from router.core.admission import Admission
 from router.core.coverage import coverage_of, shortfall
 from router.core.topology import CollectionMap, TopologyMap
-from router.encoding import Encoded, QueryEncoder
+from router.encoding import Encoded, QueryEncoder, token_question
 from router.fetching import Completed, Fetcher
 from router.lanes import Answer, Ask, Lane, serves
 from router.requests import (
@@ -35,7 +36,7 @@ from shoal.errors import (
 )
 from shoal.rpc.common.v1 import common_pb2
 from shoal.rpc.router.v1 import router_pb2
-from shoal.types import Coverage
+from shoal.types import Coverage, Kind
 from shoal.wire.arrays import check_limit
 from shoal.wire.errors import to_status
 from shoal.wire.server import Context
@@ -137,17 +138,18 @@ class SearchHandlers:
         return self._bounded(b"".join((hits, shared, own)))
 
     async def _question(self, query: router_pb2.Query, plan: Plan) -> Encoded:
-        given = query.WhichOneof("input")
-        if given == "vector":
-            rows = check_vectors(query.vector, plan.collection)
-            if len(rows) != 1:
+        kind = query.WhichOneof("input")
+        if kind == "vector":
+            count = query.vector.rows
+            if count != 1 and (plan.collection.kind is Kind.SINGLE or not count):
                 raise InvalidRequest(
-                    f"a question is one vector, {len(rows)} were sent", field="query.vector"
+                    f"a question is one vector, {count} were sent", field="query.vector"
                 )
-            if isinstance(rows[0], ShoalError):
-                raise rows[0]
-            return Encoded(rows[0], truncated=False, cached=False)
-        if given is None:
+            given = _brought(check_vectors(query.vector, plan.collection, [count])[0], plan)
+            if isinstance(given, ShoalError):
+                raise given
+            return given
+        if kind is None:
             raise EmptyText("there is neither text nor vector to search for")
         self._checker.texts([query.text], plan.collection)
         check_text(query.text)
@@ -199,10 +201,11 @@ class SearchHandlers:
         if request.texts and request.HasField("vectors"):
             raise InvalidRequest("give texts or vectors, not both", field="vectors")
         if request.HasField("vectors"):
-            return [
-                row if isinstance(row, ShoalError) else Encoded(row, truncated=False, cached=False)
-                for row in check_vectors(request.vectors, plan.collection)
-            ]
+            counts = list(request.row_counts) or [1] * request.vectors.rows
+            if plan.collection.kind is Kind.SINGLE and request.row_counts:
+                raise InvalidRequest("only kind colbert has row_counts", field="row_counts")
+            rows = check_vectors(request.vectors, plan.collection, counts)
+            return [_brought(row, plan) for row in rows]
         texts = list(request.texts)
         if not texts:
             return []
@@ -244,7 +247,10 @@ class SearchHandlers:
 
     async def _ask_once(self, plan: Plan, vectors: Sequence[bytes]) -> list[Answer]:
         loop = asyncio.get_running_loop()
-        asks = [Ask(vector, plan.top_k, plan.after, loop.create_future()) for vector in vectors]
+        asks = [
+            Ask(vector, plan.top_k, plan.after, loop.create_future(), plan.effort)
+            for vector in vectors
+        ]
         deadline_ns = plan.clock.deadline_ns
         if plan.fields:
             left_ns = deadline_ns - time.monotonic_ns()
@@ -280,6 +286,16 @@ class SearchHandlers:
                 given=len(reply),
             )
         return reply
+
+
+def _brought(rows: bytes | ShoalError, plan: Plan) -> Encoded | ShoalError:
+    """A question that its user brings as vectors."""
+    if isinstance(rows, ShoalError):
+        return rows
+    if plan.collection.kind is Kind.COLBERT:
+        vectors = np.frombuffer(rows, "<f4").reshape(-1, plan.collection.dim)
+        rows = token_question(vectors)
+    return Encoded(rows, truncated=False, cached=False)
 
 
 def _parse(kind: type[Request], data: bytes) -> Request:
@@ -364,4 +380,6 @@ def _timings(
         fetch_us=fetch_us,
         total_us=total_us,
         encode_cached=cached,
+        tokens_scored=sum(answer.group.tokens_scored for answer in answers[:1]),
+        exhaustive=plan.collection.kind is Kind.COLBERT and not plan.effort.refined,
     )

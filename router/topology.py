@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import grpc
 
-from router.core.topology import CollectionMap, TopologyMap, newer
+from router.core.topology import CollectionMap, Effort, TopologyMap, newer
 from router.peers import Peers
 from shoal.rpc.common.v1 import common_pb2
 from shoal.rpc.controller.v1 import controller_pb2
@@ -49,6 +49,7 @@ def collection_from_message(message: controller_pb2.CollectionPlacement) -> Coll
         chunk_overlap=settings.chunk_overlap,
         servers=tuple(tuple(shard.servers) for shard in message.shards),
         documents=tuple(shard.documents for shard in message.shards),
+        efforts={each.name: Effort(each.probes, each.refined) for each in settings.late.efforts},
     )
 
 

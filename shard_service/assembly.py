@@ -1,34 +1,28 @@
-"""Builds a segment's files from what is sealed. Off the serving path."""
+"""Writes a segment's files from what is sealed. Off the serving path."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shard_service.columns import ColumnFiles
-from shard_service.core.engine import Engine
-from shard_service.core.live import Live, all_live, ranges
-from shard_service.core.policy import Recipe, rank_weights
-from shard_service.core.search import search
-from shard_service.core.state import TAIL, Frozen, Source, View
+from shard_service.core.live import Live, ranges
+from shard_service.core.state import TAIL, Frozen
 from shard_service.core.table import Table
-from shard_service.core.tail import prepared
-from shard_service.indexes import build as indexes
-from shard_service.indexes.flat import FlatEngine
+from shard_service.core.vectors import starts_of
 from shard_service.manifest import SegmentEntry
-from shard_service.segments import INDEX_FILE, SegmentStore, longest
-from shard_service.spec import ShardSpec
-from shoal.ids import id_hash, sample_rank
-from shoal.types import Float32Matrix
+from shard_service.segments import SegmentStore
+from shoal.ids import id_hash
 
 _CHUNK_DOCUMENTS = 1_024
 """Documents copied at a time, so that searches get the interpreter in between."""
-_SAMPLE = 256
-"""Documents whose neighbourhood the recall is measured on."""
-_RECALL_AT = 10
+
+Pick: TypeAlias = Callable[[Table], NDArray[np.generic]]
+"""A column of a table."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +37,7 @@ class _Part:
 
 
 @dataclass(frozen=True, slots=True)
-class _Merged:
+class Merged:
     """The documents of the new segment in their order."""
 
     parts: dict[int, _Part]
@@ -55,7 +49,7 @@ class _Merged:
         for start in range(0, len(self.origins), _CHUNK_DOCUMENTS):
             yield self.origins[start : start + _CHUNK_DOCUMENTS]
 
-    def columns(self, pick: Callable[[Table], NDArray[np.generic]]) -> NDArray[np.generic]:
+    def columns(self, pick: Pick) -> NDArray[np.generic]:
         """A per-document column in the new order."""
         first = pick(next(iter(self.parts.values())).table)
         merged = np.empty((len(self.origins), *first.shape[1:]), dtype=first.dtype)
@@ -64,22 +58,35 @@ class _Merged:
             merged[mine] = pick(part.table)[self.origins[mine, 1]]
         return merged
 
+    def runs(self, starts: Pick, pick: Pick) -> Iterator[NDArray[np.generic]]:
+        """A column of which every document has a run, a chunk of documents at a time.
 
-def assemble(
-    store: SegmentStore,
-    spec: ShardSpec,
-    frozen: Frozen,
-    recipes: Callable[[int], Sequence[Recipe]],
-    target_recall: float,
-) -> tuple[SegmentEntry | None, NDArray[np.int64]]:
+        Args:
+            starts: where each document's run begins, and the end of the last.
+            pick: the column.
+        """
+        first = pick(next(iter(self.parts.values())).table)
+        for chunk in self.chunks():
+            begins, ends = np.empty(len(chunk), np.int64), np.empty(len(chunk), np.int64)
+            for number, part in self.parts.items():
+                mine = chunk[:, 0] == number
+                of = starts(part.table)
+                begins[mine], ends[mine] = of[chunk[mine, 1]], of[chunk[mine, 1] + 1]
+            sources = np.repeat(chunk[:, 0], ends - begins)
+            rows = ranges(begins, ends)
+            gathered = np.empty((len(rows), *first.shape[1:]), dtype=first.dtype)
+            for number, part in self.parts.items():
+                mine = sources == number
+                gathered[mine] = pick(part.table)[rows[mine]]
+            yield gathered
+
+
+def assemble(store: SegmentStore, frozen: Frozen) -> tuple[SegmentEntry | None, NDArray[np.int64]]:
     """Writes and publishes the folder of a new segment.
 
     Args:
         store: where it goes.
-        spec: the shard.
         frozen: what it holds.
-        recipes: kinds of index to try, by number of rows.
-        target_recall: recall@10 to reach.
 
     Returns:
         Its entry for the manifest, None if nothing is live; and per document where it
@@ -93,18 +100,16 @@ def assemble(
         return None, merged.origins
     name, staging = store.staging()
     try:
-        files = ColumnFiles(spec.ref, staging.folder)
+        files = ColumnFiles(store.ref, staging.folder)
         _write_documents(files, merged)
-        table = _write_rows(files, merged)
-        built = _index(spec, table, recipes(table.rows), target_recall)
-        indexes.write(built, files.path(INDEX_FILE))
+        facts = store.layout.write(files, merged)
         entry = SegmentEntry(
             name=name,
             files=tuple(staging.publish()),
-            index=built.factory,
-            parameters=built.parameters,
-            recall=built.recall,
-            max_norm=longest(table.squares),
+            index=facts.index,
+            parameters=facts.parameters,
+            recall=facts.recall,
+            max_norm=facts.max_norm,
         )
     except BaseException:
         staging.discard()
@@ -112,7 +117,7 @@ def assemble(
     return entry, merged.origins
 
 
-def _merge(frozen: Frozen) -> _Merged:
+def _merge(frozen: Frozen) -> Merged:
     parts = {}
     for number, (segment, live) in enumerate(zip(frozen.segments, frozen.lives, strict=True)):
         documents = _live_documents(segment.table, live)
@@ -138,7 +143,7 @@ def _merge(frozen: Frozen) -> _Merged:
         [np.empty(0, dtype=np.uint64)] + [part.hashes for part in parts.values()]
     )
     order = _by_hash_and_id(parts, origins, hashes)
-    return _Merged(parts, origins[order], hashes[order])
+    return Merged(parts, origins[order], hashes[order])
 
 
 def _live_documents(table: Table, live: Live) -> NDArray[np.int64]:
@@ -158,8 +163,10 @@ def _by_hash_and_id(
     return order
 
 
-def _write_documents(files: ColumnFiles, merged: _Merged) -> None:
+def _write_documents(files: ColumnFiles, merged: Merged) -> None:
     files.write("hashes", merged.hashes)
+    lengths = merged.columns(lambda table: np.diff(table.row_starts))
+    files.write("row_starts", starts_of(lengths.astype(np.int64)))
     files.write("sequences", merged.columns(lambda table: table.sequences))
     files.write("digests", merged.columns(lambda table: table.digests))
     readers = {number: part.content for number, part in merged.parts.items()}
@@ -170,7 +177,7 @@ def _write_documents(files: ColumnFiles, merged: _Merged) -> None:
 
 def _write_blobs(
     files: ColumnFiles,
-    merged: _Merged,
+    merged: Merged,
     name: str,
     starts_name: str,
     read: Callable[[int, int], bytes],
@@ -184,112 +191,4 @@ def _write_blobs(
             yield np.frombuffer(b"".join(blobs), np.uint8)
 
     files.write_parts(name, joined())
-    files.write(starts_name, _starts(np.array(lengths, dtype=np.int64)))
-
-
-def _starts(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    return np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)])
-
-
-def _write_rows(files: ColumnFiles, merged: _Merged) -> Table:
-    """Writes vectors and their norms; gives the new table, mapped, for building."""
-    lengths = merged.columns(lambda table: np.diff(table.row_starts))
-    files.write("row_starts", _starts(lengths.astype(np.int64)))
-    files.write_parts("vectors", _rows(merged, lambda table: table.vectors))
-    files.write_parts("squares", _rows(merged, lambda table: table.squares))
-    row_starts = files.read("row_starts")
-    numbers = np.arange(len(lengths), dtype=np.int32)
-    return Table(
-        ids=files.read("ids"),
-        id_starts=files.read("id_starts"),
-        sequences=files.read("sequences"),
-        digests=files.read("digests"),
-        row_starts=row_starts,
-        row_documents=np.repeat(numbers, np.diff(row_starts)),
-        vectors=files.read("vectors"),
-        squares=files.read("squares"),
-    )
-
-
-def _rows(
-    merged: _Merged, pick: Callable[[Table], NDArray[np.generic]]
-) -> Iterator[NDArray[np.generic]]:
-    """A per-row column in the new order, a chunk of documents at a time."""
-    for chunk in merged.chunks():
-        starts, ends = np.empty(len(chunk), np.int64), np.empty(len(chunk), np.int64)
-        for number, part in merged.parts.items():
-            mine = chunk[:, 0] == number
-            starts[mine] = part.table.row_starts[chunk[mine, 1]]
-            ends[mine] = part.table.row_starts[chunk[mine, 1] + 1]
-        sources = np.repeat(chunk[:, 0], ends - starts)
-        rows = ranges(starts, ends)
-        first = pick(next(iter(merged.parts.values())).table)
-        gathered = np.empty((len(rows), *first.shape[1:]), dtype=first.dtype)
-        for number, part in merged.parts.items():
-            mine = sources == number
-            gathered[mine] = pick(part.table)[rows[mine]]
-        yield gathered
-
-
-# --- the index -------------------------------------------------------------------
-
-
-def _index(
-    spec: ShardSpec, table: Table, recipes: Sequence[Recipe], target_recall: float
-) -> indexes.Built:
-    vectors = np.ascontiguousarray(prepared(spec.similarity, table.vectors, table.squares))
-    measure = _Recall(spec, table, vectors)
-    for recipe in recipes:
-        built = indexes.build(recipe, spec.similarity, vectors, measure, target_recall)
-        if built.recall >= target_recall:
-            break
-    return built
-
-
-class _Recall:
-    """Measures the collection's recall@10 on documents, through the very search that serves."""
-
-    def __init__(self, spec: ShardSpec, table: Table, vectors: Float32Matrix) -> None:
-        self._similarity, self._table, self._vectors = spec.similarity, table, vectors
-        self._weights = rank_weights(_RECALL_AT, spec.shard_count).tolist()
-        self._queries: Float32Matrix | None = None
-        self._truth: list[list[int]] = []
-
-    def __call__(self, engine: Engine) -> float:
-        if self._queries is None:
-            ranks = [sample_rank(self._table.id(n)) for n in range(self._table.documents)]
-            chosen = np.argsort(np.array(ranks, dtype=np.uint64))[:_SAMPLE]
-            rows = self._table.row_starts[chosen]
-            self._queries = indexes.sample_queries(self._table.vectors, rows)
-            self._truth = self._found(FlatEngine(self._similarity, self._vectors))
-        found = hits = 0.0
-        for mine, best in zip(self._found(engine), self._truth, strict=True):
-            for document, weight in zip(best, self._weights, strict=False):
-                hits += weight
-                found += weight * (document in mine)
-        return found / hits if hits else 1.0
-
-    def _found(self, engine: Engine) -> list[list[int]]:
-        """Per query: sequence numbers of its best documents, best first."""
-        assert self._queries is not None
-        live = all_live(self._table.rows, self._table.documents)
-        source = Source(self._table, engine, live, _no_content, longest(self._table.squares))
-        view = View((source,), (), 0, self._table.documents, self._table.rows)
-        count = len(self._queries)
-        found = search(
-            view,
-            self._similarity,
-            self._queries,
-            np.full(count, _RECALL_AT, dtype=np.int64),
-            lambda: np.ones(count, dtype=np.bool_),
-        )
-        hits = found.hits
-        ends = np.cumsum(hits.counts)
-        return [
-            hits.sequences[end - length : end].tolist()
-            for end, length in zip(ends.tolist(), hits.counts.tolist(), strict=True)
-        ]
-
-
-def _no_content(document: int) -> bytes:
-    raise AssertionError(f"measuring recall reads no content, not even of {document}")
+    files.write(starts_name, starts_of(np.array(lengths, dtype=np.int64)))

@@ -17,7 +17,9 @@ _MAGIC = b"SHOALCOL"
 _VERSION = 1
 _HEADER = struct.Struct("<8sI16sQI4sIQ8x")
 """Magic, format version, collection, generation, shard, dtype, columns, rows."""
-_DTYPES = {name: np.dtype(name) for name in ("|u1", "<u4", "<i4", "<u8", "<i8", "<f4", "<f8")}
+_DTYPES = {
+    name: np.dtype(name) for name in ("|u1", "<u2", "<i2", "<u4", "<i4", "<u8", "<i8", "<f4", "<f8")
+}
 
 
 class ColumnFiles:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shard_service.core.checks import check_owner, version_errors
+from shard_service.core.checks import check_owner, token_errors, version_errors
+from shard_service.core.late import LateFound, LateQuery
 from shard_service.core.records import Content, Version, encode_content
+from shard_service.core.search import Found
+from shard_service.core.vectors import Dense, Vectors, starts_of
 from shard_service.shard import Shard, Stored
 from shard_service.spec import ShardSpec
+from shard_service.token_layout import TokenLayout
 from shard_service.writer import WriteOperation
 from shoal.errors import (
     DimensionMismatch,
@@ -25,11 +30,11 @@ from shoal.errors import (
     ZeroVector,
 )
 from shoal.ids import DIGEST_BYTES
-from shoal.kernels import Hits
+from shoal.kernels.fixed import longest_square, squares
 from shoal.rpc.common.v1 import common_pb2
 from shoal.rpc.shard.v1 import shard_pb2
 from shoal.settings import Limits
-from shoal.types import Document, Float32Matrix, ShardRef, Similarity
+from shoal.types import Document, Float32Matrix, Kind, ShardRef, Similarity
 from shoal.wire.arrays import check_limit, column, matrix_from_message, pack_column
 from shoal.wire.errors import to_status
 
@@ -37,6 +42,10 @@ _SIMILARITIES = {
     common_pb2.SIMILARITY_COSINE: Similarity.COSINE,
     common_pb2.SIMILARITY_DOT: Similarity.DOT,
     common_pb2.SIMILARITY_L2: Similarity.L2,
+}
+_KINDS = {
+    common_pb2.COLLECTION_KIND_SINGLE: Kind.SINGLE,
+    common_pb2.COLLECTION_KIND_COLBERT: Kind.COLBERT,
 }
 _INDEXES = ("auto", "flat", "hnsw", "ivf-pq")
 
@@ -67,8 +76,9 @@ def shard_spec(request: shard_pb2.OpenShardRequest, limits: Limits) -> ShardSpec
         NotSupported: a kind that this version does not serve.
     """
     settings, ref = request.settings, shard_ref(request.key)
-    if settings.kind != common_pb2.COLLECTION_KIND_SINGLE:
-        raise NotSupported("this version serves collections of kind single")
+    kind = _KINDS.get(settings.kind)
+    if kind is None:
+        raise NotSupported("this version serves collections of kinds single and colbert")
     if settings.similarity not in _SIMILARITIES:
         raise InvalidRequest("the similarity is not given", field="settings.similarity")
     if settings.index not in _INDEXES:
@@ -88,25 +98,37 @@ def shard_spec(request: shard_pb2.OpenShardRequest, limits: Limits) -> ShardSpec
         _SIMILARITIES[settings.similarity],
         settings.fingerprint,
         settings.index,
+        kind,
+        settings.late.codec,
     )
 
 
 # --- searching -----------------------------------------------------------------
 
 
-def check_search(request: shard_pb2.SearchRequest, limits: Limits) -> Float32Matrix:
+def check_search(request: shard_pb2.SearchRequest, limits: Limits) -> int:
+    """The number of queries.
+
+    Raises:
+        MalformedMessage: columns of different lengths.
+        LimitExceeded: too many queries.
+    """
+    count = len(request.top_k)
+    check_limit("max_batch", count, limits.max_batch)
+    if {len(request.time_left_us), len(request.after_sequence) or count} != {count}:
+        raise MalformedMessage("time_left_us and after_sequence must be as long as top_k")
+    return count
+
+
+def single_queries(request: shard_pb2.SearchRequest) -> Float32Matrix:
     """The queries as sent, [queries, columns] float32.
 
     Raises:
-        MalformedMessage: columns of different lengths, or no floats.
-        LimitExceeded: too many queries.
+        MalformedMessage: not one row per query, or no floats.
     """
     queries = matrix_from_message(request.queries)
-    check_limit("max_batch", len(queries), limits.max_batch)
-    after = len(request.after_sequence)
-    lengths = {len(request.top_k), len(request.time_left_us), after or len(queries)}
-    if lengths != {len(queries)}:
-        raise MalformedMessage("top_k, time_left_us and after_sequence must be as long as queries")
+    if len(queries) != len(request.top_k):
+        raise MalformedMessage("queries must have a row per query")
     if queries.dtype.kind != "f":
         raise MalformedMessage(f"queries are F64, F32 or F16, not {queries.dtype.name}")
     with np.errstate(over="ignore"):
@@ -114,14 +136,43 @@ def check_search(request: shard_pb2.SearchRequest, limits: Limits) -> Float32Mat
     return converted
 
 
-def query_errors(
-    spec: ShardSpec,
-    queries: Float32Matrix,
-    request: shard_pb2.SearchRequest,
-    position: int,
-    limits: Limits,
-) -> dict[int, ShoalError]:
-    """Why queries cannot be answered, by their numbers."""
+def late_queries(request: shard_pb2.SearchRequest, spec: ShardSpec) -> list[LateQuery]:
+    """The queries as sent.
+
+    Raises:
+        MalformedMessage: columns of different lengths, rows that are none in fixed point,
+            or longer than 1.
+        InvalidRequest: centroids to be probed where there are none.
+    """
+    rows = matrix_from_message(request.queries)
+    count, counts = len(request.top_k), list(request.row_counts)
+    probes, refined = list(request.probes), list(request.refined)
+    if len(counts) != count or sum(counts) != len(rows) or min(counts, default=1) < 1:
+        raise MalformedMessage("row_counts must give every query 1 row or more of queries")
+    if {len(probes), len(refined)} not in ({0}, {count}):
+        raise MalformedMessage("probes and refined must be as long as top_k, or empty")
+    if rows.dtype != np.int16 or (len(rows) and rows.shape[1] != spec.dim):
+        raise MalformedMessage(f"queries are I16 with {spec.dim} columns")
+    if len(rows) and squares(rows).max() > longest_square(spec.dim):
+        raise MalformedMessage("a query token is longer than 1")
+    if any(refined) and not spec.codec:
+        raise InvalidRequest("vectors in fixed point have no centroids", field="refined")
+    if any(wanted and not probe for wanted, probe in zip(refined, probes, strict=True)):
+        raise InvalidRequest("a query that refines probes 1 centroid or more", field="probes")
+    tokens = np.split(rows, np.cumsum(counts)[:-1]) if counts else []
+    return [
+        LateQuery(np.ascontiguousarray(mine), top_k, *effort)
+        for mine, top_k, effort in zip(
+            tokens,
+            request.top_k,
+            zip(probes or [0] * count, refined or [0] * count, strict=True),
+            strict=True,
+        )
+    ]
+
+
+def vector_errors(spec: ShardSpec, queries: Float32Matrix) -> dict[int, ShoalError]:
+    """Why vectors of kind single cannot be searched for, by their numbers."""
     if len(queries) and queries.shape[1] != spec.dim:
         error = DimensionMismatch(
             f"the query has {queries.shape[1]} columns, the collection has {spec.dim}",
@@ -135,6 +186,14 @@ def query_errors(
     if spec.similarity is Similarity.COSINE:
         for number in np.flatnonzero(~queries.any(axis=1)).tolist():
             errors[number] = ZeroVector("the query vector is zero; cosine needs a direction")
+    return errors
+
+
+def query_errors(
+    spec: ShardSpec, request: shard_pb2.SearchRequest, position: int, limits: Limits
+) -> dict[int, ShoalError]:
+    """Why queries of any kind cannot be answered, by their numbers."""
+    errors: dict[int, ShoalError] = {}
     for number, top_k in enumerate(request.top_k):
         if not 1 <= top_k <= limits.max_top_k:
             errors[number] = InvalidTopK(
@@ -153,9 +212,13 @@ def query_errors(
 
 
 def search_response(
-    hits: Hits, queries: int, answered: NDArray[np.int64], errors: dict[int, ShoalError]
+    found: Found | LateFound,
+    queries: int,
+    answered: NDArray[np.int64],
+    errors: dict[int, ShoalError],
 ) -> shard_pb2.SearchResponse:
-    """The reply: hits belong to the queries numbered in `answered`."""
+    """The reply: what was found belongs to the queries numbered in `answered`."""
+    hits = found.hits
     counts = np.zeros(queries, dtype=np.int64)
     counts[answered] = hits.counts
     response = shard_pb2.SearchResponse(
@@ -166,6 +229,10 @@ def search_response(
         sequences=pack_column(hits.sequences, "<u8"),
         passages=pack_column(hits.passages, "<u4"),
     )
+    if isinstance(found, LateFound):
+        response.tokens_scored = found.tokens_scored
+        if found.centroid_scores is not None:
+            response.centroid_scores = pack_column(found.centroid_scores, "<f8")
     if errors:
         response.statuses.extend(_statuses(queries, errors))
     return response
@@ -182,7 +249,7 @@ def _statuses(count: int, errors: dict[int, ShoalError]) -> list[common_pb2.Stat
 
 
 def check_write(
-    spec: ShardSpec, request: shard_pb2.WriteRequest, limits: Limits
+    shard: Shard, request: shard_pb2.WriteRequest, limits: Limits
 ) -> tuple[WriteOperation | None, dict[int, ShoalError]]:
     """What to write, and which versions cannot be, by their numbers.
 
@@ -192,29 +259,28 @@ def check_write(
         LimitExceeded: too many versions, or one that is too large.
         InvalidRequest: a document belongs to another shard.
     """
+    spec = shard.spec
     if request.fingerprint != spec.fingerprint:
         raise FingerprintMismatch(
             f"the vectors are of encoder {request.fingerprint[:16] or 'none'}, the "
             f"collection's is {spec.fingerprint[:16] or 'none'}"
         )
-    vectors = _write_vectors(request)
     versions = request.versions
     check_limit("max_batch", len(versions), max(limits.max_batch, limits.max_ids))
     passages = np.fromiter((v.passage_count for v in versions), np.int64, len(versions))
     if len(passages) and int(passages.min()) < 1:
         raise MalformedMessage("a version has 1 passage or more")
-    if int(passages.sum()) != len(vectors):
-        raise MalformedMessage(f"{int(passages.sum())} passages, but {len(vectors)} vectors")
-    if len(vectors) and vectors.shape[1] != spec.dim:
+    rows = matrix_from_message(request.vectors)
+    if len(rows) and rows.shape[1] != spec.dim:
         error = DimensionMismatch(
-            f"the vector has {vectors.shape[1]} columns, the collection has {spec.dim}",
+            f"the vector has {rows.shape[1]} columns, the collection has {spec.dim}",
             expected=spec.dim,
-            given=vectors.shape[1],
+            given=rows.shape[1],
         )
         return None, dict.fromkeys(range(len(versions)), error)
-    row_starts = np.concatenate([[0], np.cumsum(passages)]).astype(np.int64)
+    row_starts = starts_of(passages)
     ids = [version.document.id for version in versions]
-    found = version_errors(ids, row_starts, vectors, spec.similarity)
+    vectors, found = _vectors(shard, request, rows, ids, row_starts)
     errors = {number: error for number, error in enumerate(found) if error is not None}
     good = [number for number in range(len(versions)) if number not in errors]
     accepted = [_version(versions[number], limits) for number in good]
@@ -222,17 +288,40 @@ def check_write(
     if not accepted:
         return None, errors
     if errors:
-        keep = np.zeros(len(versions), dtype=np.bool_)
-        keep[good] = True
-        vectors = vectors[np.repeat(keep, passages)]
+        first, *others = (
+            vectors.part(int(row_starts[number]), int(row_starts[number + 1])) for number in good
+        )
+        vectors = first.joined(others)
     return WriteOperation(accepted, vectors), errors
 
 
-def _write_vectors(request: shard_pb2.WriteRequest) -> Float32Matrix:
-    vectors = matrix_from_message(request.vectors)
-    if vectors.dtype != np.float32:
-        raise MalformedMessage(f"vectors to store are F32, not {vectors.dtype.name}")
-    return vectors
+def _vectors(
+    shard: Shard,
+    request: shard_pb2.WriteRequest,
+    rows: NDArray[Any],
+    ids: Sequence[str],
+    row_starts: NDArray[np.int64],
+) -> tuple[Vectors, list[ShoalError | None]]:
+    """The passages' vectors, and per version why it cannot be stored."""
+    layout = shard.layout
+    if isinstance(layout, TokenLayout):
+        counts = np.fromiter(
+            (count for version in request.versions for count in version.row_counts), np.int64
+        )
+        if len(counts) != row_starts[-1] or int(counts.sum()) != len(rows):
+            raise MalformedMessage("row_counts must give every passage its rows of vectors")
+        if rows.dtype != np.float16:
+            raise MalformedMessage(f"token vectors to store are F16, not {rows.dtype.name}")
+        starts = starts_of(counts)
+        found = token_errors(ids, starts[row_starts], rows)
+        if any(found):
+            rows = np.nan_to_num(rows, posinf=0.0, neginf=0.0).clip(-1.0, 1.0)
+        return layout.vectors(rows, starts), found
+    if row_starts[-1] != len(rows):
+        raise MalformedMessage(f"{row_starts[-1]} passages, but {len(rows)} vectors")
+    if rows.dtype != np.float32:
+        raise MalformedMessage(f"vectors to store are F32, not {rows.dtype.name}")
+    return Dense(rows), version_errors(ids, row_starts, rows, shard.spec.similarity)
 
 
 def _version(message: shard_pb2.DocumentVersion, limits: Limits) -> Version:

@@ -6,11 +6,10 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from functools import partial
 
 from shard_service import metrics
 from shard_service.assembly import assemble
-from shard_service.core.policy import Plan, Size, plan, recipes
+from shard_service.core.policy import Plan, Size, plan
 from shard_service.core.state import ShardState
 from shard_service.indexes import threads
 from shard_service.segments import SegmentStore
@@ -123,10 +122,7 @@ class Sealer:
             segments = self._state.view().segments
             chosen = [segments[number] for number in due.segments]
             frozen = self._state.freeze(chosen, with_tail=due.with_tail)
-        choose = partial(recipes, self._store.spec.index, flat_rows=self._settings.flat_passages)
-        entry, origins = assemble(
-            self._store, self._store.spec, frozen, choose, self._settings.target_recall
-        )
+        entry, origins = assemble(self._store, frozen)
         fresh = None if entry is None else self._store.load(entry)
         kept = [segment for segment in segments if segment not in chosen]
         at = min(due.segments, default=len(segments))

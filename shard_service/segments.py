@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +12,8 @@ from numpy.typing import NDArray
 from shard_service import manifest as manifests
 from shard_service.columns import ColumnFiles
 from shard_service.core.live import Live, masked
-from shard_service.core.segment import Segment
-from shard_service.core.table import Table
-from shard_service.indexes import build as indexes
+from shard_service.core.source import Segment
+from shard_service.layout import Layout
 from shard_service.manifest import Manifest, MasksEntry, SegmentEntry
 from shard_service.spec import ShardSpec
 from shoal.errors import SupersededWriter
@@ -26,8 +23,6 @@ from shoal.storage.ports import Staging
 from shoal.types import ShardRef
 
 logger = logging.getLogger(__name__)
-
-INDEX_FILE = "index.faiss"
 
 
 def _prefix(ref: ShardRef) -> str:
@@ -48,14 +43,23 @@ def drop_segments(ref: ShardRef, storage: Storage) -> None:
 class SegmentStore:
     """A shard's folders and manifest, as its writer sees them. One thread at a time."""
 
-    def __init__(self, spec: ShardSpec, storage: Storage, writer_epoch: int) -> None:
+    def __init__(
+        self, spec: ShardSpec, storage: Storage, layout: Layout, writer_epoch: int
+    ) -> None:
         """Takes the manifest over: whoever wrote it before can publish no more.
+
+        Args:
+            spec: the shard.
+            storage: where it lies.
+            layout: of its vectors.
+            writer_epoch: the writer's.
 
         Raises:
             SupersededWriter: a higher epoch has.
             CorruptSegment: the manifest is damaged.
         """
         self._spec, self._storage, self._epoch = spec, storage, writer_epoch
+        self.layout = layout
         found = storage.catalog.get(_key(spec.ref))
         self._version = found.version
         self._manifest = manifests.decode(found.value)
@@ -64,11 +68,6 @@ class SegmentStore:
                 f"epoch {self._manifest.writer_epoch} owns shard {spec.ref.shard}"
             )
         self._counter = 0
-
-    @property
-    def spec(self) -> ShardSpec:
-        """The shard."""
-        return self._spec
 
     @property
     def ref(self) -> ShardRef:
@@ -103,37 +102,7 @@ class SegmentStore:
         """
         folder = self._storage.blobs.path(_prefix(self._spec.ref) + entry.name)
         verify(folder, entry.files)
-        files = ColumnFiles(self._spec.ref, folder)
-        row_starts = files.read("row_starts")
-        documents = len(row_starts) - 1
-        table = Table(
-            ids=files.read("ids"),
-            id_starts=files.read("id_starts"),
-            sequences=files.read("sequences"),
-            digests=files.read("digests"),
-            row_starts=row_starts,
-            row_documents=np.repeat(np.arange(documents, dtype=np.int32), np.diff(row_starts)),
-            vectors=files.read("vectors"),
-            squares=files.read("squares"),
-        )
-        contents, starts = files.read("contents"), files.read("content_starts")
-        return Segment(
-            name=entry.name,
-            table=table,
-            hashes=files.read("hashes"),
-            engine=indexes.load(
-                entry.index,
-                files.path(INDEX_FILE),
-                self._spec.similarity,
-                entry.parameters,
-            ),
-            content=partial(_content, contents, starts),
-            max_norm=entry.max_norm,
-            index=entry.index,
-            parameters=",".join(f"{name}={value}" for name, value in entry.parameters.items()),
-            recall=entry.recall,
-            size=sum(file.size for file in entry.files),
-        )
+        return self.layout.open(ColumnFiles(self._spec.ref, folder), entry)
 
     def _masked(self, segment: Segment) -> Live:
         masks = self._manifest.masks
@@ -217,12 +186,3 @@ class SegmentStore:
         for name in self._storage.blobs.names(prefix):
             if name not in listed:
                 self._storage.blobs.delete(name)
-
-
-def _content(contents: NDArray[np.uint8], starts: NDArray[np.int64], document: int) -> bytes:
-    return contents[starts[document] : starts[document + 1]].tobytes()
-
-
-def longest(squares: NDArray[np.float64]) -> float:
-    """A float64 that is at least the length of every vector, from their fold(x²)."""
-    return math.nextafter(math.sqrt(float(squares.max(initial=0.0))), math.inf)

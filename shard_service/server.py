@@ -15,18 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shard_service import messages, metrics
+from shard_service.core.late import LateFound
 from shard_service.core.search import Found
-from shard_service.core.state import View
 from shard_service.indexes import threads
 from shard_service.registry import Registry
 from shard_service.settings import ShardSettings
-from shard_service.shard import Shard
 from shard_service.writer import DeleteOperation
 from shoal.errors import DeadlineExceeded, Overloaded, ShoalError
 from shoal.rpc.shard.v1 import shard_pb2, shard_pb2_grpc
 from shoal.settings import Limits, load
 from shoal.storage.directory import open_storage
-from shoal.types import Float32Matrix
+from shoal.types import Kind
 from shoal.wire.arrays import check_limit
 from shoal.wire.metrics import serve_metrics
 from shoal.wire.server import Context, GrpcServer
@@ -76,15 +75,11 @@ class _Work:
 
     Attributes:
         numbers: [answered] which queries of the message they are.
-        queries: [answered, dim] float32.
-        top_k: [answered] int64.
         deadlines: [answered] float64, by `time.monotonic`.
         abandoned: set when the caller has gone.
     """
 
     numbers: NDArray[np.int64]
-    queries: Float32Matrix
-    top_k: NDArray[np.int64]
     deadlines: NDArray[np.float64]
     abandoned: threading.Event
 
@@ -160,29 +155,45 @@ class _Servicer(shard_pb2_grpc.ShardServiceServicer):
     ) -> shard_pb2.SearchResponse:
         arrived = time.monotonic()
         shard = self._registry.serving(messages.shard_ref(request.key))
-        queries = messages.check_search(request, self._limits)
+        count = messages.check_search(request, self._limits)
         view = shard.view
-        errors = messages.query_errors(shard.spec, queries, request, view.position, self._limits)
-        work = _work(request, queries, errors, arrived)
-        found, started, ended = await self._search(shard, view, work)
+        errors = messages.query_errors(shard.spec, request, view.position, self._limits)
+        found: Found | LateFound
+        if shard.spec.kind is Kind.COLBERT:
+            late = messages.late_queries(request, shard.spec)
+            work = _work(request, errors, arrived)
+            asked = [late[number] for number in work.numbers.tolist()]
+            found, started, ended = await self._search(
+                work, lambda: shard.search_late(view, asked, work.wanted)
+            )
+        else:
+            queries = messages.single_queries(request)
+            errors |= messages.vector_errors(shard.spec, queries)
+            work = _work(request, errors, arrived)
+            vectors = queries[work.numbers] if errors else queries
+            top_k = np.array(request.top_k, dtype=np.int64)[work.numbers]
+            found, started, ended = await self._search(
+                work, lambda: shard.search(view, vectors, top_k, work.wanted)
+            )
         for number in work.numbers[found.dropped].tolist():
             errors[number] = DeadlineExceeded("the query's time was over on the shard")
-        response = messages.search_response(found.hits, len(queries), work.numbers, errors)
+        response = messages.search_response(found, count, work.numbers, errors)
         response.documents, response.position = view.documents, view.position
         response.queue_us = int((started - arrived) * 1e6)
         response.search_us = int((ended - started) * 1e6)
-        metrics.record_search(len(queries), started - arrived, ended - started)
+        metrics.record_search(count, started - arrived, ended - started)
         return response
 
-    async def _search(self, shard: Shard, view: View, work: _Work) -> tuple[Found, float, float]:
+    async def _search(
+        self, work: _Work, search: Callable[[], Result]
+    ) -> tuple[Result, float, float]:
         if self._waiting >= self._settings.max_waiting_searches:
             metrics.OVERLOADED.inc()
             raise Overloaded("too many searches wait on this shard server", retry_after_s=0.05)
 
-        def run() -> tuple[Found, float, float]:
+        def run() -> tuple[Result, float, float]:
             started = time.monotonic()
-            found = shard.search(view, work.queries, work.top_k, work.wanted)
-            return found, started, time.monotonic()
+            return search(), started, time.monotonic()
 
         self._waiting += 1
         try:
@@ -198,7 +209,7 @@ class _Servicer(shard_pb2_grpc.ShardServiceServicer):
     ) -> shard_pb2.WriteResponse:
         shard = self._registry.serving(messages.shard_ref(request.key))
         operation, errors = await self._on(
-            self._readers, lambda: messages.check_write(shard.spec, request, self._limits)
+            self._readers, lambda: messages.check_write(shard, request, self._limits)
         )
         if operation is None:
             return messages.write_response(
@@ -239,21 +250,9 @@ class _Servicer(shard_pb2_grpc.ShardServiceServicer):
         return await self._on(self._readers, lambda: messages.fetch(shard, request, self._limits))
 
 
-def _work(
-    request: shard_pb2.SearchRequest,
-    queries: Float32Matrix,
-    errors: dict[int, ShoalError],
-    arrived: float,
-) -> _Work:
+def _work(request: shard_pb2.SearchRequest, errors: dict[int, ShoalError], arrived: float) -> _Work:
     left = np.array(request.time_left_us, dtype=np.float64) / 1e6
-    numbers = np.arange(len(queries))
+    numbers = np.arange(len(left))
     if errors:
         numbers = np.setdiff1d(numbers, np.fromiter(errors, np.int64, len(errors)))
-        queries = queries[numbers]
-    return _Work(
-        numbers=numbers,
-        queries=queries,
-        top_k=np.array(request.top_k, dtype=np.int64)[numbers],
-        deadlines=arrived + left[numbers],
-        abandoned=threading.Event(),
-    )
+    return _Work(numbers, arrived + left[numbers], threading.Event())

@@ -7,11 +7,13 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shard_service.codecs import read_codec
+from shard_service.core import late
+from shard_service.core.late import LateFound, LateQuery
 from shard_service.core.records import (
     Content,
     DeleteRecord,
@@ -20,12 +22,15 @@ from shard_service.core.records import (
     decode_record,
 )
 from shard_service.core.search import Found, Wanted, search
-from shard_service.core.state import ShardState, View, Writes
-from shard_service.indexes.flat import FlatEngine
+from shard_service.core.source import View
+from shard_service.core.state import ShardState, Writes
+from shard_service.layout import Layout
 from shard_service.sealer import Sealer
 from shard_service.segments import SegmentStore
 from shard_service.settings import ShardSettings
+from shard_service.single_layout import SingleLayout
 from shard_service.spec import ShardSpec
+from shard_service.token_layout import TokenLayout
 from shard_service.writer import (
     DeleteOperation,
     DeleteOutcome,
@@ -36,13 +41,13 @@ from shard_service.writer import (
 from shoal.errors import Overloaded
 from shoal.storage.directory import Storage
 from shoal.storage.ports import Log, LogEntry
-from shoal.types import Float32Matrix
+from shoal.types import Float32Matrix, Kind
 
 logger = logging.getLogger(__name__)
 
 _REPLAY_ENTRIES = 512
-_SEAL_RETRY_S = 0.2
 """Log entries applied at a time on recovery."""
+_SEAL_RETRY_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,15 +84,10 @@ class Shard:
         # The log fences older writers first: what they publish after that is too late.
         log = storage.logs.open(spec.ref, writer_epoch, accept_loss)
         try:
-            store = SegmentStore(spec, storage, writer_epoch)
-            self._state = ShardState(
-                spec.dim,
-                spec.similarity,
-                partial(FlatEngine, spec.similarity),
-                store.open(),
-                store.position,
-            )
-            _replay(log, self._state)
+            self.layout = layout_of(spec, storage, settings)
+            store = SegmentStore(spec, storage, self.layout, writer_epoch)
+            self._state = ShardState(self.layout.tail(), store.open(), store.position)
+            _replay(log, self._state, self.layout)
         except BaseException:
             log.close()
             raise
@@ -120,6 +120,11 @@ class Shard:
     ) -> Found:
         """See `shard_service.core.search.search`. For a search thread."""
         return search(view, self.spec.similarity, queries, top_k, wanted)
+
+    def search_late(self, view: View, queries: Sequence[LateQuery], wanted: Wanted) -> LateFound:
+        """See `shard_service.core.late.search`. For a search thread."""
+        assert isinstance(self.layout, TokenLayout)
+        return late.search(view, self.layout.codec, queries, wanted)
 
     def write(self, operation: WriteOperation) -> Future[WriteOutcome]:
         """Queues versions; the future says when they are durable and visible.
@@ -205,7 +210,18 @@ class Shard:
         self._view = self._state.view()
 
 
-def _replay(log: Log, state: ShardState) -> None:
+def layout_of(spec: ShardSpec, storage: Storage, settings: ShardSettings) -> Layout:
+    """How a shard keeps vectors.
+
+    Raises:
+        CorruptSegment: its codec is damaged, or missing.
+    """
+    if spec.kind is Kind.SINGLE:
+        return SingleLayout(spec, settings)
+    return TokenLayout(read_codec(spec, storage), spec.dim)
+
+
+def _replay(log: Log, state: ShardState, layout: Layout) -> None:
     """Applies what the log has beyond the segments."""
     waiting: list[tuple[LogEntry, WriteRecord]] = []
     for entry in log.entries(state.position):
@@ -214,20 +230,23 @@ def _replay(log: Log, state: ShardState) -> None:
             waiting.append((entry, record))
             if len(waiting) < _REPLAY_ENTRIES:
                 continue
-        _apply_writes(state, waiting)
+        _apply_writes(state, layout, waiting)
         waiting = []
         if isinstance(record, DeleteRecord):
             state.delete([record], entry.sequence)
-    _apply_writes(state, waiting)
+    _apply_writes(state, layout, waiting)
 
 
-def _apply_writes(state: ShardState, waiting: list[tuple[LogEntry, WriteRecord]]) -> None:
+def _apply_writes(
+    state: ShardState, layout: Layout, waiting: list[tuple[LogEntry, WriteRecord]]
+) -> None:
     if not waiting:
         return
+    first, *others = (layout.read(record.vectors, record.version.passages) for _, record in waiting)
     state.write(
         Writes(
             [record.version for _, record in waiting],
             np.array([entry.sequence for entry, _ in waiting], dtype=np.uint64),
-            np.concatenate([record.vectors for _, record in waiting]),
+            first.joined(others),
         )
     )

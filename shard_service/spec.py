@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from shoal.types import ShardRef, Similarity
+from shoal.types import Kind, ShardRef, Similarity
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +16,8 @@ class ShardSpec:
         similarity: how vectors compare.
         fingerprint: of the collection's encoder; empty when users bring vectors.
         index: "auto", "flat", "hnsw" or "ivf-pq".
+        kind: what is stored for each passage.
+        codec: of kind colbert, the generation's; empty keeps vectors in fixed point.
     """
 
     ref: ShardRef
@@ -24,3 +26,5 @@ class ShardSpec:
     similarity: Similarity
     fingerprint: str
     index: str
+    kind: Kind = Kind.SINGLE
+    codec: str = ""

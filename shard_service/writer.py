@@ -20,9 +20,9 @@ from shard_service.core.records import (
     encode_write,
 )
 from shard_service.core.state import ShardState, Writes
+from shard_service.core.vectors import Vectors
 from shoal.errors import Overloaded, ShoalError, StaleTopology
 from shoal.storage.ports import Log
-from shoal.types import Float32Matrix
 
 logger = logging.getLogger(__name__)
 
@@ -55,10 +55,10 @@ class DeleteOutcome:
 
 @dataclass(frozen=True, slots=True)
 class WriteOperation:
-    """Versions to store; vectors are [passages of all, dim] float32."""
+    """Versions to store, and the vectors of all their passages."""
 
     versions: Sequence[Version]
-    vectors: Float32Matrix
+    vectors: Vectors
     done: Future[WriteOutcome] = field(default_factory=Future)
 
     @property
@@ -70,7 +70,8 @@ class WriteOperation:
         """Its log entries."""
         entries, row = [], 0
         for version in self.versions:
-            entries.append(encode_write(version, self.vectors[row : row + version.passages]))
+            mine = self.vectors.part(row, row + version.passages)
+            entries.append(encode_write(version, mine.to_bytes()))
             row += version.passages
         return entries
 
@@ -241,7 +242,8 @@ class Writer:
         versions = [version for operation in operations for version in operation.versions]
         first = self._state.position + 1
         sequences = np.arange(first, first + len(versions), dtype=np.uint64)
-        vectors = np.concatenate([operation.vectors for operation in operations])
+        first_vectors, *others = (operation.vectors for operation in operations)
+        vectors = first_vectors.joined(others)
         replaced = self._state.write(Writes(versions, sequences, vectors))
         results: list[Callable[[], None]] = []
         start = 0

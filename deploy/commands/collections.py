@@ -44,6 +44,24 @@ class SimilarityChoice(StrEnum):
     L2 = "l2"
 
 
+CodeBytesOption = Annotated[
+    int | None,
+    typer.Option(
+        metavar="4|8|16|32",
+        help="Kind colbert: residual bytes of a token once quantised; without it, 8.",
+    ),
+]
+TrainAtOption = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=1,
+        help="Kind colbert: tokens at which to train while documents stream in; without it, "
+        "2,000,000.",
+    ),
+]
+
+
 def create(  # noqa: PLR0913 - each is an option of the command
     name: NameArgument,
     *,
@@ -76,6 +94,8 @@ def create(  # noqa: PLR0913 - each is an option of the command
     shards: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Without it, one for each server.")
     ] = None,
+    code_bytes: CodeBytesOption = None,
+    train_at: TrainAtOption = None,
     target: TargetOption = DEFAULT_TARGET,
     json: JsonOption = False,
 ) -> None:
@@ -93,6 +113,8 @@ def create(  # noqa: PLR0913 - each is an option of the command
             chunk_tokens=chunk_tokens,
             similarity="" if similarity is None else similarity.value,
             shards=shards,
+            code_bytes=code_bytes,
+            train_at=train_at,
         )
     if json:
         print_json(collection_json(made))

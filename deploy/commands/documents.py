@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,6 +34,15 @@ if TYPE_CHECKING:
 
     from shoal.client.ingest import Progress
     from shoal.client.model import IngestReport, Rejection
+
+
+class EffortChoice(StrEnum):
+    """Values of --effort."""
+
+    LOW = "low"
+    NORMAL = "normal"
+    HIGH = "high"
+    EXHAUSTIVE = "exhaustive"
 
 
 def _existing(files: list[Path]) -> list[Path]:
@@ -189,9 +199,10 @@ class _IngestRun:
         }
 
 
-def search(
+def search(  # noqa: PLR0913 - each is an option of the command
     name: NameArgument,
     text: Annotated[str, typer.Argument(metavar="TEXT", help="The question, in words.")],
+    *,
     top_k: Annotated[int, typer.Option("-k", "--top-k", help="Documents wanted.")] = 10,
     min_coverage: Annotated[
         float,
@@ -200,6 +211,10 @@ def search(
         ),
     ] = 1.0,
     deadline: Annotated[float, typer.Option(metavar="SECONDS", help="Time for the call.")] = 10.0,
+    effort: Annotated[
+        EffortChoice | None,
+        typer.Option(help="Kind colbert: how hard to look; without it, normal."),
+    ] = None,
     target: TargetOption = DEFAULT_TARGET,
     json: JsonOption = False,
 ) -> None:
@@ -211,7 +226,12 @@ def search(
     """
     with shoal.connect(target) as client:
         answer = client.search(
-            name, text, top_k=top_k, min_coverage=min_coverage, deadline_s=deadline
+            name,
+            text,
+            top_k=top_k,
+            min_coverage=min_coverage,
+            deadline_s=deadline,
+            effort="" if effort is None else effort.value,
         )
     if json:
         print_json(answer_json(answer))

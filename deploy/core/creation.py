@@ -4,12 +4,17 @@ import json
 from dataclasses import dataclass
 
 from encoder_service import DEFAULT_CHUNK_OVERLAP, DEFAULT_CHUNK_TOKENS
-from shoal.errors import InvalidRequest, LimitExceeded, NotSupported
+from shoal.errors import InvalidRequest, LimitExceeded
 from shoal.ids import check_name
 from shoal.types import Kind, Similarity
 
-DEFAULT_ENCODER = "all-minilm-l6-v2"
+DEFAULT_ENCODERS = {Kind.SINGLE: "all-minilm-l6-v2", Kind.COLBERT: "all-minilm-l6-v2-tokens"}
 NO_ENCODER = "none"
+CODE_BYTES = (4, 8, 16, 32)
+DEFAULT_CODE_BYTES = 8
+DEFAULT_TRAIN_AT = 2_000_000
+_LATE_OVERLAP_PARTS = 8
+"""Neighbouring passages of late interaction share one of so many parts of their tokens."""
 INDEXES = ("auto", "flat", "hnsw", "ivf-pq")
 
 
@@ -25,6 +30,8 @@ class Wish:
     chunk_tokens: int | None = None
     similarity: Similarity | None = None
     shards: int = 0
+    code_bytes: int = 0
+    train_at: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +79,8 @@ class Settled:
     chunk_tokens: int
     chunk_overlap: int
     shards: int
+    code_bytes: int
+    train_at: int
 
 
 def check_wish(wish: Wish, bounds: Bounds) -> Wish:
@@ -79,18 +88,16 @@ def check_wish(wish: Wish, bounds: Bounds) -> Wish:
 
     Raises:
         InvalidName: the name.
-        NotSupported: kind colbert.
         InvalidRequest: an unknown index; no dim without an encoder; chunking
-            without an encoder.
+            without an encoder; what the other kind has.
         LimitExceeded: dim or shards.
     """
     check_name(wish.name)
-    if wish.kind is Kind.COLBERT:
-        raise NotSupported("collections of kind colbert are not supported yet; use single")
+    _check_late(wish)
     index = wish.index or "auto"
     if index not in INDEXES:
         raise InvalidRequest(f"index {index[:40]!r} is none of {', '.join(INDEXES)}", field="index")
-    encoder = wish.encoder or DEFAULT_ENCODER
+    encoder = wish.encoder or DEFAULT_ENCODERS[wish.kind]
     if encoder == NO_ENCODER and wish.dim == 0:
         raise InvalidRequest("a collection without an encoder needs a dim", field="dim")
     if encoder == NO_ENCODER and wish.chunk_tokens:
@@ -107,7 +114,26 @@ def check_wish(wish: Wish, bounds: Bounds) -> Wish:
         chunk_tokens=wish.chunk_tokens,
         similarity=wish.similarity,
         shards=shards,
+        code_bytes=wish.code_bytes or DEFAULT_CODE_BYTES * (wish.kind is Kind.COLBERT),
+        train_at=wish.train_at or DEFAULT_TRAIN_AT * (wish.kind is Kind.COLBERT),
     )
+
+
+def _check_late(wish: Wish) -> None:
+    if wish.kind is Kind.SINGLE:
+        if wish.code_bytes or wish.train_at:
+            field = "code_bytes" if wish.code_bytes else "train_at"
+            raise InvalidRequest(f"only kind colbert has {field}", field=field)
+        return
+    if wish.code_bytes and wish.code_bytes not in CODE_BYTES:
+        raise InvalidRequest(
+            f"code_bytes is {wish.code_bytes}; use {', '.join(map(str, CODE_BYTES))}",
+            field="code_bytes",
+        )
+    if wish.similarity not in {None, Similarity.COSINE}:
+        raise InvalidRequest("kind colbert compares tokens by cosine", field="similarity")
+    if wish.index not in {"", "auto"}:
+        raise InvalidRequest("kind colbert has an index of its own; leave index out", field="index")
 
 
 def settle(wish: Wish, model: Model | None) -> Settled:
@@ -125,20 +151,29 @@ def settle(wish: Wish, model: Model | None) -> Settled:
     if model is not None:
         _check_kind(wish, model)
         _check_dim(wish.dim, model)
-        chunk_tokens = _chunk_tokens(wish.chunk_tokens, model)
+        chunk_tokens = _chunk_tokens(wish, model)
+    dim = wish.dim or (model.dim if model else 0)
+    if wish.code_bytes and dim % wish.code_bytes:
+        fitting = ", ".join(str(each) for each in CODE_BYTES if dim % each == 0)
+        raise InvalidRequest(
+            f"{wish.code_bytes} code bytes do not divide the {dim} columns of a token; "
+            f"use {fitting or 'another dim'}",
+            field="code_bytes",
+        )
     return Settled(
         name=wish.name,
         kind=wish.kind,
         similarity=wish.similarity or (model.similarity if model else Similarity.COSINE),
-        dim=wish.dim or (model.dim if model else 0),
+        dim=dim,
         encoder=wish.encoder,
         fingerprint=model.fingerprint if model else "",
         card_json=model.card_json if model else "",
         index=wish.index,
         chunk_tokens=chunk_tokens,
-        # Shorter passages share less, in proportion.
-        chunk_overlap=chunk_tokens * DEFAULT_CHUNK_OVERLAP // DEFAULT_CHUNK_TOKENS,
+        chunk_overlap=_overlap(wish.kind, chunk_tokens),
         shards=wish.shards,
+        code_bytes=wish.code_bytes,
+        train_at=wish.train_at,
     )
 
 
@@ -149,12 +184,19 @@ def _check_kind(wish: Wish, model: Model) -> None:
             "wants an encoder that gives one per text",
             field="encoder",
         )
+    if not model.token_vectors and wish.kind is Kind.COLBERT:
+        raise InvalidRequest(
+            f"encoder {wish.encoder!r} gives one vector per text; a collection of kind colbert "
+            f"wants one that gives one per token, such as {DEFAULT_ENCODERS[Kind.COLBERT]}",
+            field="encoder",
+        )
 
 
-def _chunk_tokens(asked: int | None, model: Model) -> int:
-    longest = model.max_document_tokens
+def _chunk_tokens(wish: Wish, model: Model) -> int:
+    longest, asked = model.max_document_tokens, wish.chunk_tokens
     if asked is None:
-        return min(DEFAULT_CHUNK_TOKENS, longest)
+        # A token is compared by itself: long passages lose nothing, and share fewer words.
+        return longest if wish.kind is Kind.COLBERT else min(DEFAULT_CHUNK_TOKENS, longest)
     if asked > longest:
         raise InvalidRequest(
             f"a passage of {asked} tokens is longer than the model's {longest}; "
@@ -162,6 +204,13 @@ def _chunk_tokens(asked: int | None, model: Model) -> int:
             field="chunk_tokens",
         )
     return asked
+
+
+def _overlap(kind: Kind, chunk_tokens: int) -> int:
+    if kind is Kind.COLBERT:
+        return chunk_tokens // _LATE_OVERLAP_PARTS
+    # Shorter passages share less, in proportion.
+    return chunk_tokens * DEFAULT_CHUNK_OVERLAP // DEFAULT_CHUNK_TOKENS
 
 
 def _check_dim(dim: int, model: Model) -> None:

@@ -6,37 +6,109 @@ after that cut may full scores decide. A shard that cut at K by full scores coul
 document that counts by one that does not. Source: DESIGN, section 10.
 """
 
-from collections.abc import Iterable, Sequence
+from __future__ import annotations
+
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shoal import kernels
+from shoal.kernels import Hits, Merged, Part
+
+Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
-class LateHit:
-    """A refined document.
+class LatePart:
+    """What one shard refined.
 
     Attributes:
-        id: its id's bytes.
-        centroid_score: by which it was refined.
-        score: by its codes.
-        shard: that holds it.
+        number: of the shard.
+        rows: [queries] int64, row of the merge to which each query belongs; -1 for
+            one that nobody waits for.
+        hits: they.
+        centroid_scores: [hits] float64; empty where no query of the message refines.
     """
 
-    id: bytes
-    centroid_score: int
-    score: int
-    shard: int
+    number: int
+    rows: Ints
+    hits: Hits
+    centroid_scores: NDArray[np.float64]
 
 
-def cut(parts: Iterable[Sequence[LateHit]], refined: int, top_k: int) -> list[LateHit]:
-    """The best K of the B documents that come first, by (score descending, id ascending).
+def merge(parts: Sequence[LatePart], refined: Sequence[int], top_k: Ints) -> Merged:
+    """Per row the best K of the B documents that come first.
 
     Args:
-        parts: what each shard refined, in any order.
-        refined: B, 1 or more.
-        top_k: K, 1 or more.
+        parts: what each shard answered, in any order.
+        refined: per row B; 0 where every document was scored and all count.
+        top_k: [rows] int64, K.
     """
-    everything = [hit for part in parts for hit in part]
-    everything.sort(key=lambda hit: (-hit.centroid_score, hit.id))
-    counted = everything[:refined]
-    counted.sort(key=lambda hit: (-hit.score, hit.id))
-    return counted[:top_k]
+    if not any(refined):
+        return kernels.merge([Part(part.number, part.rows, part.hits) for part in parts], top_k)
+    return kernels.merge(_counted(parts, refined), top_k)
+
+
+def _counted(parts: Sequence[LatePart], refined: Sequence[int]) -> list[Part]:
+    """The parts without hits that are not among their query's first B."""
+    kept = [np.ones(len(part.hits.scores), dtype=np.bool_) for part in parts]
+    of_row: dict[int, list[tuple[int, slice]]] = {}
+    for number, part in enumerate(parts):
+        ends = np.cumsum(part.hits.counts).tolist()
+        for row, end, count in zip(
+            part.rows.tolist(), ends, part.hits.counts.tolist(), strict=True
+        ):
+            if row >= 0 and refined[row]:
+                of_row.setdefault(row, []).append((number, slice(end - count, end)))
+    for row, slices in of_row.items():
+        _cut(parts, kept, slices, refined[row])
+    return [
+        Part(part.number, part.rows, part.hits if mine.all() else _filtered(part.hits, mine))
+        for part, mine in zip(parts, kept, strict=True)
+    ]
+
+
+def _cut(
+    parts: Sequence[LatePart],
+    kept: Sequence[NDArray[np.bool_]],
+    slices: Sequence[tuple[int, slice]],
+    refined: int,
+) -> None:
+    """Marks what one query keeps."""
+    scores = np.concatenate([parts[number].centroid_scores[where] for number, where in slices])
+    if len(scores) <= refined:
+        return
+    least = np.partition(scores, len(scores) - refined)[len(scores) - refined]
+    tied: list[tuple[bytes, int, int]] = []
+    for number, where in slices:
+        mine = parts[number].centroid_scores[where]
+        kept[number][where] = mine > least
+        ids = _ids(parts[number].hits, where)
+        tied += [
+            (ids[at], number, where.start + at) for at in np.flatnonzero(mine == least).tolist()
+        ]
+    room = refined - int((scores > least).sum())
+    for _, number, at in sorted(tied)[:room]:
+        kept[number][at] = True
+
+
+def _ids(hits: Hits, where: slice) -> list[bytes]:
+    begin = int(hits.id_lengths[: where.start].sum())
+    ends = begin + np.cumsum(hits.id_lengths[where], dtype=np.int64)
+    starts = ends - hits.id_lengths[where]
+    return [hits.ids[a:b] for a, b in zip(starts.tolist(), ends.tolist(), strict=True)]
+
+
+def _filtered(hits: Hits, kept: NDArray[np.bool_]) -> Hits:
+    ids = _ids(hits, slice(0, len(hits.id_lengths)))
+    queries = np.repeat(np.arange(len(hits.counts)), hits.counts)
+    return Hits(
+        counts=np.bincount(queries[kept], minlength=len(hits.counts)).astype(np.int64),
+        ids=b"".join([ids[at] for at in np.flatnonzero(kept).tolist()]),
+        id_lengths=hits.id_lengths[kept],
+        scores=hits.scores[kept],
+        sequences=hits.sequences[kept],
+        passages=hits.passages[kept],
+    )

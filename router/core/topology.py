@@ -5,6 +5,22 @@ from dataclasses import dataclass, field
 
 from shoal.types import Kind, Similarity
 
+EXHAUSTIVE = "exhaustive"
+"""The effort of a search that scores every document."""
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How much of a generation a late-interaction query looks at.
+
+    Attributes:
+        probes: centroids of each query token that count by their own similarity.
+        refined: documents that are scored by their codes; 0 scores every one.
+    """
+
+    probes: int = 0
+    refined: int = 0
+
 
 @dataclass(frozen=True, slots=True)
 class CollectionMap:
@@ -23,6 +39,8 @@ class CollectionMap:
         chunk_overlap: tokens that neighbouring passages share.
         servers: per shard, names of the servers that hold it; the first may write.
         documents: per shard, documents as last published.
+        efforts: kind colbert: by name, as calibrated; none where every search is
+            exhaustive.
     """
 
     name: str
@@ -37,6 +55,7 @@ class CollectionMap:
     chunk_overlap: int
     servers: tuple[tuple[str, ...], ...]
     documents: tuple[int, ...]
+    efforts: Mapping[str, Effort] = field(default_factory=dict)
 
     @property
     def lane(self) -> tuple[bytes, int]:

@@ -9,6 +9,9 @@ from shoal.errors import InvalidRequest, NonFiniteVector, ShoalError, ZeroVector
 from shoal.ids import check_id, shard_of
 from shoal.types import Float32Matrix, Similarity
 
+_LONGEST_SQUARE = 1.01
+"""Of a token vector of length 1 after its entries were rounded to float16."""
+
 
 def bad_rows(
     vectors: Float32Matrix, similarity: Similarity
@@ -40,6 +43,31 @@ def version_errors(
     for number, document_id in enumerate(ids):
         rows = slice(int(row_starts[number]), int(row_starts[number + 1]))
         errors.append(_version_error(document_id, infinite[rows], zero[rows]))
+    return errors
+
+
+def token_errors(
+    ids: Sequence[str], row_starts: NDArray[np.int64], vectors: NDArray[np.float16]
+) -> list[ShoalError | None]:
+    """Per document version of kind colbert: why it cannot be stored, or None.
+
+    Args:
+        ids: as the caller gave them.
+        row_starts: [versions + 1], each version's rows in vectors.
+        vectors: [tokens, dim] float16.
+    """
+    lengths = np.square(vectors.astype(np.float32)).sum(axis=1)
+    infinite = np.logical_not(np.isfinite(lengths))
+    long = lengths > _LONGEST_SQUARE
+    errors: list[ShoalError | None] = []
+    for number, document_id in enumerate(ids):
+        rows = slice(int(row_starts[number]), int(row_starts[number + 1]))
+        error = _version_error(document_id, infinite[rows], np.zeros(0, np.bool_))
+        if error is None and long[rows].any():
+            error = InvalidRequest(
+                f"a token vector of document {document_id!r} is longer than 1", field="vectors"
+            )
+        errors.append(error)
     return errors
 
 

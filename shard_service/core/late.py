@@ -1,98 +1,270 @@
-"""Late-interaction search of one part of a generation: gather by centroids, refine by codes.
+"""Late-interaction search of one shard: gather by centroids, refine by codes, fold, cut.
 
 What is refined must not depend on how documents are spread over shards: it is the first B of the
 whole generation by (centroid score descending, id ascending). A shard refines its own first B,
 which hold every one of those that it has, and returns them all, uncut: see
-`router.core.superset` for the cuts. Source: DESIGN, section 10.
+`router.core.superset` for the cuts. A query that refines nothing scores every document, and
+then the cut at K may be made here. Source: DESIGN, section 10.
 
-The centroid score of a document is MaxSim over its tokens' centroids alone, where a centroid that
-a query token does not probe counts as the first one that it does not (imputation as in Scheerer
-et al., WARP (2025), but by rank, which depends on the query and the codec only).
+A document's score is its best passage's, by centroids and by codes alike; passages without
+tokens never count.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shoal.kernels import maxsim
-from shoal.kernels.maxsim import WORDS, CodedRuns, Tables
+from shard_service.core.live import ranges
+from shard_service.core.source import TokenSource, View
+from shard_service.core.token_codec import Question, Runs, TokenCodec
+from shoal.kernels import Hits
+from shoal.kernels.fixed import Fixed
 
 Ints = NDArray[np.int64]
+Wanted = Callable[[], NDArray[np.bool_]]
+"""Asked before every slice of work: which queries are still worth it."""
+_Score = Callable[[Runs, Ints], Ints]
 
 
 @dataclass(frozen=True, slots=True)
-class Effort:
-    """How much of a generation a query looks at.
+class LateQuery:
+    """One query.
 
     Attributes:
-        probes: centroids of each query token that count by their own similarity, 1 or more.
-        refined: B, documents of the whole generation that are scored by their codes.
+        tokens: [1 or more, dim] int16 in fixed point, none longer than 1.
+        top_k: documents wanted, 1 or more.
+        probes: centroids of each token that count by their own similarity.
+        refined: B, documents of the whole generation that are scored by their codes; 0
+            scores every document.
     """
 
-    probes: int
-    refined: int
+    tokens: Fixed
+    top_k: int
+    probes: int = 0
+    refined: int = 0
 
 
 @dataclass(frozen=True, slots=True)
-class Refined:
-    """Documents that a shard refined, by (centroid score descending, id ascending).
+class LateFound:
+    """What a search found.
 
     Attributes:
-        documents: int64, their numbers.
-        centroid_scores: int64.
-        scores: int64, by the full codes.
+        hits: of every query; best first, or, where it refines, by centroid score.
+        centroid_scores: [hits] float64; 0.0 for queries that score every document. None
+            where no query refines.
+        dropped: [queries] bool, no longer wanted when their turn came: no hits.
+        tokens_scored: tokens compared by their full codes.
     """
 
+    hits: Hits
+    centroid_scores: NDArray[np.float64] | None
+    dropped: NDArray[np.bool_]
+    tokens_scored: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Scored:
+    """Documents with a score: places in parallel columns.
+
+    Attributes:
+        sources: [n] int64, number of the source of each.
+        documents: [n] int64, its number there.
+        scores: [n] int64.
+        passages: [n] int64, its first passage with that score.
+    """
+
+    sources: Ints
     documents: Ints
-    centroid_scores: Ints
     scores: Ints
+    passages: Ints
+
+    def taken(self, places: Ints) -> _Scored:
+        return _Scored(
+            self.sources[places],
+            self.documents[places],
+            self.scores[places],
+            self.passages[places],
+        )
 
 
-def probed(query: Tables, probes: int) -> Tables:
-    """Tables without residuals in which a query token sees the centroids that it probes.
-
-    Ties at the last probe are all probed: which centroids count depends on similarities alone.
-
-    Args:
-        query: a query's tables.
-        probes: centroids per query token, 1 or more.
-    """
-    centroids = query.centroids
-    blocks, _, count, lanes = centroids.shape
-    if probes < count:
-        # The best that is not probed stands for all that are not.
-        imputed = np.partition(centroids, count - probes - 1, axis=2)[:, :, count - probes - 1]
-        centroids = np.maximum(centroids, imputed[:, :, np.newaxis])
-    return Tables(query.count, centroids, np.empty((blocks, 0, WORDS, lanes), np.int16))
+class _Unwanted(Exception):
+    """The query was given up."""
 
 
-def search(query: Tables, runs: CodedRuns, ids: list[bytes], live: Ints, effort: Effort) -> Refined:
-    """Refines the first B live documents of one part.
+def search(
+    view: View, codec: TokenCodec, queries: Sequence[LateQuery], wanted: Wanted
+) -> LateFound:
+    """The documents of a view for each query.
 
     Args:
-        query: a query's tables.
-        runs: the tokens of all documents of the part.
-        ids: of all documents of the part.
-        live: numbers of those that count; documents without tokens never do.
-        effort: how many centroids and documents count.
+        view: what to search.
+        codec: that keeps its tokens.
+        queries: what is asked.
+        wanted: tells which queries still are.
     """
-    live = live[runs.offsets[live + 1] > runs.offsets[live]]
-    no_words = np.empty((len(runs.ids), 0), np.uint8)
-    by_centroids = CodedRuns(runs.ids, no_words, runs.offsets)
-    coarse = maxsim.score_coded(probed(query, effort.probes), by_centroids, live)
-    chosen = first(coarse, [ids[number] for number in live.tolist()], effort.refined)
-    scores = maxsim.score_coded(query, runs, live[chosen])
-    return Refined(live[chosen], coarse[chosen], scores)
+    batch = _Batch(view, codec, wanted)
+    refines = any(query.refined for query in queries)
+    dropped = np.zeros(len(queries), dtype=np.bool_)
+    parts: list[tuple[_Scored, Ints]] = []
+    for number, query in enumerate(queries):
+        try:
+            parts.append(batch.search(number, query))
+        except _Unwanted:
+            dropped[number] = True
+            parts.append((batch.nothing, np.empty(0, np.int64)))
+    return LateFound(
+        _hits(batch.sources, [found for found, _ in parts], codec.unit),
+        np.concatenate([coarse for _, coarse in parts]) * codec.unit if refines else None,
+        dropped,
+        batch.tokens_scored,
+    )
 
 
-def first(scores: Ints, ids: list[bytes], count: int) -> Ints:
-    """Places of the first `count` by (score descending, id ascending), in that order."""
-    places = np.arange(len(scores))
-    if count < len(scores):
-        least = np.partition(scores, len(scores) - count)[len(scores) - count]
-        places = np.flatnonzero(scores >= least)
-    ordered = sorted(places.tolist(), key=lambda place: (-scores[place], ids[place]))
-    return np.array(ordered[:count], dtype=np.int64)
+class _Batch:
+    """The queries of one call."""
+
+    def __init__(self, view: View, codec: TokenCodec, wanted: Wanted) -> None:
+        self._codec, self._wanted = codec, wanted
+        self.sources: list[TokenSource] = []
+        for source in view.sources:
+            assert isinstance(source, TokenSource)
+            self.sources.append(source)
+        self.tokens_scored = 0
+
+    @property
+    def nothing(self) -> _Scored:
+        """No documents."""
+        none = np.empty(0, np.int64)
+        return _Scored(none, none, none, none)
+
+    def search(self, number: int, query: LateQuery) -> tuple[_Scored, Ints]:
+        """Documents in the order of their answer, and their centroid scores."""
+        question = self._codec.question(query.tokens, query.probes if query.refined else 0)
+        if not query.refined:
+            every = [source.documents for source in self.sources]
+            scored = self._scored(number, question.score, every)
+            best = scored.taken(self._first(scored, query.top_k))
+            self._count(every)
+            return best, np.zeros(len(best.scores), np.int64)
+        every = [source.documents for source in self.sources]
+        coarse = self._scored(number, question.score_centroids, every)
+        chosen = coarse.taken(self._first(coarse, query.refined))
+        return self._refine(number, question, chosen), chosen.scores
+
+    def _refine(self, number: int, question: Question, chosen: _Scored) -> _Scored:
+        """The chosen documents, in their order, with full scores."""
+        places = [np.flatnonzero(chosen.sources == at) for at in range(len(self.sources))]
+        order = [mine[np.argsort(chosen.documents[mine])] for mine in places]
+        documents = [chosen.documents[mine] for mine in order]
+        scored = self._scored(number, question.score, documents)
+        self._count(documents)
+        back = np.empty(len(chosen.scores), np.int64)
+        back[np.concatenate([np.empty(0, np.int64), *order])] = np.arange(len(back))
+        return scored.taken(back)
+
+    def _count(self, documents: Sequence[Ints]) -> None:
+        for source, mine in zip(self.sources, documents, strict=True):
+            starts = source.table.token_starts[source.table.row_starts]
+            self.tokens_scored += int((starts[mine + 1] - starts[mine]).sum())
+
+    def _scored(self, number: int, score: _Score, documents: Sequence[Ints]) -> _Scored:
+        """Scores documents, ascending by number within each source.
+
+        Raises:
+            _Unwanted: nobody waits for the query any more.
+        """
+        parts = [self.nothing]
+        for at, (source, mine) in enumerate(zip(self.sources, documents, strict=True)):
+            table = source.table
+            runs = Runs(table.tokens, table.token_starts)
+            begins, ends = table.row_starts[mine], table.row_starts[mine + 1]
+            rows = ranges(begins, ends)
+            full = table.token_starts[rows + 1] > table.token_starts[rows]
+            scores = np.full(len(rows), np.iinfo(np.int64).min)
+            held = rows[full]
+            scores[full] = self._sliced(number, score, runs, held)
+            parts.append(_fold(at, mine, ends - begins, scores))
+        return _Scored(
+            np.concatenate([part.sources for part in parts]),
+            np.concatenate([part.documents for part in parts]),
+            np.concatenate([part.scores for part in parts]),
+            np.concatenate([part.passages for part in parts]),
+        )
+
+    def _sliced(self, number: int, score: _Score, runs: Runs, rows: Ints) -> Ints:
+        tokens = np.cumsum(runs.starts[rows + 1] - runs.starts[rows])
+        total = int(tokens[-1]) if len(tokens) else 0
+        cuts = np.arange(self._codec.slice_tokens, total, self._codec.slice_tokens)
+        found = []
+        for part in np.split(rows, np.unique(np.searchsorted(tokens, cuts))):
+            if not self._wanted()[number]:
+                raise _Unwanted
+            found.append(score(runs, part))
+        return np.concatenate([np.empty(0, np.int64), *found])
+
+    def _first(self, scored: _Scored, count: int) -> Ints:
+        """Places of the first `count` by (score descending, id ascending), in that order."""
+        scores = scored.scores
+        places = np.arange(len(scores))
+        if count < len(scores):
+            least = np.partition(scores, len(scores) - count)[len(scores) - count]
+            places = np.flatnonzero(scores >= least)
+        keyed = [
+            (-score, self.sources[source].table.id(document), place)
+            for score, source, document, place in zip(
+                scores[places].tolist(),
+                scored.sources[places].tolist(),
+                scored.documents[places].tolist(),
+                places.tolist(),
+                strict=True,
+            )
+        ]
+        keyed.sort()
+        return np.array([place for _, _, place in keyed[:count]], dtype=np.int64)
+
+
+def _fold(source: int, documents: Ints, rows: Ints, scores: Ints) -> _Scored:
+    """Scores of passages to those of documents with tokens.
+
+    Args:
+        source: its number.
+        documents: [n] int64.
+        rows: [n] int64, 1 or more, passages of each.
+        scores: [passages of all] int64; the least int64 for one without tokens.
+    """
+    if not len(documents):
+        none = np.empty(0, np.int64)
+        return _Scored(none, none, none, none)
+    begins = np.cumsum(rows) - rows
+    best = np.maximum.reduceat(scores, begins)
+    # The first passage that reaches its document's best.
+    at_best = np.flatnonzero(scores == np.repeat(best, rows))
+    owners = np.repeat(np.arange(len(documents)), rows)[at_best]
+    passages = at_best[np.unique(owners, return_index=True)[1]] - begins
+    kept = best > np.iinfo(np.int64).min
+    return _Scored(
+        np.full(int(kept.sum()), source, np.int64), documents[kept], best[kept], passages[kept]
+    )
+
+
+def _hits(sources: Sequence[TokenSource], found: Sequence[_Scored], unit: float) -> Hits:
+    ids: list[bytes] = []
+    sequences: list[int] = []
+    for part in found:
+        for source, document in zip(part.sources.tolist(), part.documents.tolist(), strict=True):
+            table = sources[source].table
+            ids.append(table.id(document))
+            sequences.append(int(table.sequences[document]))
+    none = np.empty(0, np.int64)
+    return Hits(
+        counts=np.array([len(part.scores) for part in found], dtype=np.int64),
+        ids=b"".join(ids),
+        id_lengths=np.fromiter(map(len, ids), np.uint32, len(ids)),
+        scores=np.concatenate([none, *(part.scores for part in found)]) * unit,
+        sequences=np.array(sequences, dtype=np.uint64),
+        passages=np.concatenate([none, *(part.passages for part in found)]).astype(np.uint32),
+    )

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shoal.ids import DIGEST_BYTES
-from shoal.types import Document, Float32Matrix
+from shoal.types import Document
 
 _CONTENT = struct.Struct("<16sHIIIII")  # digest, id, title, text, payload, passages, spans
 _WRITE = struct.Struct("<BII")  # kind, bytes of the content, passages
@@ -56,10 +56,10 @@ class Version:
 
 @dataclass(frozen=True, slots=True)
 class WriteRecord:
-    """A logged document version. Vectors are [passages, dim] float32."""
+    """A logged document version, and the bytes of its vectors (`Vectors.to_bytes`)."""
 
     version: Version
-    vectors: Float32Matrix
+    vectors: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +99,10 @@ def decode_content(data: bytes) -> Content:
     return Content(document, digest, passages, spans)
 
 
-def encode_write(version: Version, vectors: Float32Matrix) -> bytes:
-    """The log entry of a document version; vectors are [passages, dim] float32."""
+def encode_write(version: Version, vectors: bytes) -> bytes:
+    """The log entry of a document version; vectors are the `to_bytes` of its passages'."""
     head = _WRITE.pack(_KIND_WRITE, len(version.content), version.passages)
-    return b"".join((head, version.content, vectors.astype("<f4", copy=False).tobytes()))
+    return b"".join((head, version.content, vectors))
 
 
 def encode_delete(document_id: bytes) -> bytes:
@@ -116,7 +116,6 @@ def decode_record(data: bytes) -> WriteRecord | DeleteRecord:
         return DeleteRecord(data[1:])
     _, length, passages = _WRITE.unpack_from(data)
     content = data[_WRITE.size : _WRITE.size + length]
-    vectors = np.frombuffer(data, "<f4", offset=_WRITE.size + length)
     id_bytes = _CONTENT.unpack_from(content)[1]
     spans = _CONTENT.unpack_from(content)[-1]
     start = _CONTENT.size + 8 * spans
@@ -126,4 +125,4 @@ def decode_record(data: bytes) -> WriteRecord | DeleteRecord:
         passages=passages,
         content=content,
     )
-    return WriteRecord(version, vectors.reshape(passages, -1))
+    return WriteRecord(version, data[_WRITE.size + length :])

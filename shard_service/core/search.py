@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shard_service.core import guard
+from shard_service.core.dense import prepared
 from shard_service.core.engine import Engine
-from shard_service.core.state import Source, View
-from shard_service.core.tail import prepared
+from shard_service.core.source import DenseSource, View
 from shoal import kernels
 from shoal.kernels import Hits, Part, exact
 from shoal.types import Float32Matrix, Similarity
@@ -93,11 +93,10 @@ class _Batch:
         self._dropped = ~wanted()
 
     def search(self, view: View) -> Found:
-        parts = [
-            part
-            for number, source in enumerate(view.sources)
-            for part in self._of_source(number, source)
-        ]
+        parts: list[Part] = []
+        for number, source in enumerate(view.sources):
+            assert isinstance(source, DenseSource)
+            parts += self._of_source(number, source)
         whole = np.arange(len(self._queries))
         if len(parts) == 1 and not self._dropped.any() and np.array_equal(parts[0].rows, whole):
             return Found(parts[0].hits, self._dropped)
@@ -108,7 +107,7 @@ class _Batch:
         ]
         return Found(kernels.merge(parts, self._top_k).hits, self._dropped)
 
-    def _of_source(self, number: int, source: Source) -> Iterator[Part]:
+    def _of_source(self, number: int, source: DenseSource) -> Iterator[Part]:
         """The best K documents of a source for every query, in parts."""
         live = source.live
         if live.live_rows == 0:
@@ -124,7 +123,7 @@ class _Batch:
                 yield from self._of_engine(number, source, engine, ask)
 
     def _of_engine(
-        self, number: int, source: Source, engine: Engine, first: _Ask
+        self, number: int, source: DenseSource, engine: Engine, first: _Ask
     ) -> Iterator[Part]:
         """The best K documents among an engine's rows for an ask's queries, in parts."""
         size = engine.batch(_SLICE_US)
@@ -150,7 +149,7 @@ class _Batch:
         return left
 
     def _propose(
-        self, source: Source, engine: Engine, members: Indices, ask: _Ask
+        self, source: DenseSource, engine: Engine, members: Indices, ask: _Ask
     ) -> tuple[Hits, NDArray[np.bool_]]:
         """Hits of each member, and whether no better ones can be among the engine's rows."""
         count = min(ask.rows, len(engine.rows))
@@ -169,7 +168,7 @@ class _Batch:
         )
         return hits, guard.enough_exact(proposals.last, error, kth)
 
-    def _rank(self, source: Source, members: Indices, rows: Indices) -> Hits:
+    def _rank(self, source: DenseSource, members: Indices, rows: Indices) -> Hits:
         return kernels.rank(
             self._similarity,
             self._queries[members],
@@ -180,7 +179,9 @@ class _Batch:
             None if source.live.whole else source.live.bits,
         )
 
-    def _scan(self, number: int, source: Source, members: Indices, among: range) -> Iterator[Part]:
+    def _scan(
+        self, number: int, source: DenseSource, members: Indices, among: range
+    ) -> Iterator[Part]:
         """Scores every live row of a range, query by query."""
         live = source.live.live()
         first, last = np.searchsorted(live, [among.start, among.stop]).tolist()
@@ -192,6 +193,6 @@ class _Batch:
                 yield Part(number, np.array([query]), self._rank(source, np.array([query]), rows))
 
 
-def _wider(ask: _Ask, members: Indices, source: Source) -> _Ask:
+def _wider(ask: _Ask, members: Indices, source: DenseSource) -> _Ask:
     rows = guard.next_ask(ask.rows, ask.top_k, source.engine.exact, source.live.live_rows)
     return _Ask(members, ask.top_k, rows, ask.effort * 2)

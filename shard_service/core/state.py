@@ -10,62 +10,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shard_service.core.engine import Engine
-from shard_service.core.live import Live, grown, masked
+from shard_service.core.live import Live, masked
 from shard_service.core.records import DeleteRecord, Version
-from shard_service.core.segment import Segment
+from shard_service.core.source import Segment, View
 from shard_service.core.table import Table, find_sorted
 from shard_service.core.tail import Tail
+from shard_service.core.vectors import Vectors
 from shoal.ids import id_hash
-from shoal.types import Float32Matrix, Similarity
 
 TAIL = -1
 """Number of the tail among the sources; segments count from 0."""
-
-TailEngine: TypeAlias = Callable[[Float32Matrix], Engine]
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """One searchable part of a view.
-
-    Attributes:
-        table: its documents and rows.
-        engine: finds candidates among its rows.
-        live: which rows are live in this view.
-        content: bytes of one document's content.
-        max_norm: at least the length of every vector.
-    """
-
-    table: Table
-    engine: Engine
-    live: Live
-    content: Callable[[int], bytes]
-    max_norm: float
-
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """One consistent state of a shard.
-
-    Attributes:
-        sources: segments, oldest first, then the tail.
-        segments: the segments among them.
-        position: newest sequence number that is visible.
-        documents: live documents.
-        passages: live rows.
-    """
-
-    sources: tuple[Source, ...]
-    segments: tuple[Segment, ...]
-    position: int
-    documents: int
-    passages: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +33,12 @@ class Writes:
     Attributes:
         versions: in order.
         sequences: [versions] uint64, ascending.
-        vectors: [passages of all versions, dim] float32.
+        vectors: passages of all versions.
     """
 
     versions: Sequence[Version]
     sequences: NDArray[np.uint64]
-    vectors: Float32Matrix
+    vectors: Vectors
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,29 +67,21 @@ class ShardState:
 
     def __init__(
         self,
-        dim: int,
-        similarity: Similarity,
-        tail_engine: TailEngine,
+        tail: Tail,
         segments: Sequence[tuple[Segment, Live]] = (),
         position: int = 0,
     ) -> None:
         """Begins with sealed segments, oldest first, that cover `position`.
 
         Args:
-            dim: columns of every vector.
-            similarity: how vectors compare.
-            tail_engine: makes an exact engine over [rows, dim] prepared vectors.
+            tail: an empty one.
             segments: sealed segments with their live rows.
             position: newest sequence number in the segments.
         """
-        self._dim = dim
-        self._similarity = similarity
-        self._tail_engine = tail_engine
         self._segments = [segment for segment, _ in segments]
         self._lives = [live for _, live in segments]
-        self._tail = Tail(dim, similarity)
+        self._tail = tail
         self._position = position
-        self._max_square = 0.0
 
     @property
     def position(self) -> int:
@@ -185,11 +135,6 @@ class ShardState:
         old = self.locate(ids)
         first = self._tail.documents
         self._tail.extend(writes.versions, writes.sequences, writes.vectors)
-        table = self._tail.table()
-        self._tail.live = grown(self._tail.live, len(writes.vectors), len(ids))
-        self._max_square = max(
-            self._max_square, float(table.squares[-len(writes.vectors) :].max(initial=0.0))
-        )
         replaced = self._replace(ids, old, first)
         self._position = int(writes.sequences[-1])
         return replaced
@@ -247,19 +192,10 @@ class ShardState:
     def view(self) -> View:
         """The state now, immutable."""
         sources = [
-            Source(segment.table, segment.engine, live, segment.content, segment.max_norm)
-            for segment, live in zip(self._segments, self._lives, strict=True)
+            segment.source(live) for segment, live in zip(self._segments, self._lives, strict=True)
         ]
         if self._tail.rows:
-            sources.append(
-                Source(
-                    self._tail.table(),
-                    self._tail_engine(self._tail.prepared()),
-                    self._tail.live,
-                    self._tail.contents.__getitem__,
-                    float(np.nextafter(np.sqrt(self._max_square), np.inf)),
-                )
-            )
+            sources.append(self._tail.source())
         return View(
             sources=tuple(sources),
             segments=tuple(self._segments),
@@ -307,7 +243,7 @@ class ShardState:
             self._segments.insert(position, segment)
             self._lives.insert(position, live)
         if frozen.tail is not None:
-            self._cut_tail(frozen.tail.documents)
+            self._tail = self._tail.after(frozen.tail.documents)
 
     def dead_after(
         self, frozen: Frozen, segment: Segment | None, origins: NDArray[np.int64]
@@ -336,21 +272,3 @@ class ShardState:
                 starts, live = source.table.row_starts, lives[source]
             alive[mine] = live.of(starts[origins[mine, 1]])
         return np.flatnonzero(~alive)
-
-    def _cut_tail(self, documents: int) -> None:
-        """Starts a new tail with the documents from number `documents` on."""
-        old, table = self._tail, self._tail.table()
-        fresh = Tail(self._dim, self._similarity)
-        first_row = int(table.row_starts[documents])
-        self._max_square = float(table.squares[first_row:].max(initial=0.0))
-        rest = old.versions(documents)
-        if rest:
-            fresh.extend(rest, table.sequences[documents:], table.vectors[first_row:])
-            fresh.live = grown(fresh.live, table.rows - first_row, len(rest))
-            starts = table.row_starts[documents:-1]
-            dead = np.flatnonzero(~old.live.of(starts))
-            fresh.live = masked(fresh.live, dead, fresh.table().row_starts)
-        fresh.newest = {
-            key: number - documents for key, number in old.newest.items() if number >= documents
-        }
-        self._tail = fresh

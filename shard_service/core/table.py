@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from shard_service.core.vectors import Tokens
 from shoal.types import Float32Matrix, Float64Vector
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Table:
     """Immutable columns. Document i's passages are rows row_starts[i] to row_starts[i + 1].
 
@@ -21,9 +22,6 @@ class Table:
         sequences: [documents] uint64, the sequence number of each version.
         digests: [documents, 16] uint8.
         row_starts: [documents + 1] int64.
-        row_documents: [rows] int32, the document of each row.
-        vectors: [rows, dim] float32 as stored.
-        squares: [rows] float64, `shoal.kernels.exact.squares(vectors)`.
     """
 
     ids: NDArray[np.uint8]
@@ -31,9 +29,6 @@ class Table:
     sequences: NDArray[np.uint64]
     digests: NDArray[np.uint8]
     row_starts: NDArray[np.int64]
-    row_documents: NDArray[np.int32]
-    vectors: Float32Matrix
-    squares: Float64Vector
 
     @property
     def documents(self) -> int:
@@ -43,11 +38,39 @@ class Table:
     @property
     def rows(self) -> int:
         """Passages, dead ones included."""
-        return len(self.row_documents)
+        return int(self.row_starts[-1])
 
     def id(self, document: int) -> bytes:
         """Id of one document."""
         return self.ids[self.id_starts[document] : self.id_starts[document + 1]].tobytes()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DenseTable(Table):
+    """One vector per passage.
+
+    Attributes:
+        row_documents: [rows] int32, the document of each row.
+        vectors: [rows, dim] float32 as stored.
+        squares: [rows] float64, `shoal.kernels.squares(vectors)`.
+    """
+
+    row_documents: NDArray[np.int32]
+    vectors: Float32Matrix
+    squares: Float64Vector
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenTable(Table):
+    """One vector per token. Passage i's tokens are token_starts[i] to token_starts[i + 1].
+
+    Attributes:
+        token_starts: [rows + 1] int64.
+        tokens: as the codec keeps them.
+    """
+
+    token_starts: NDArray[np.int64]
+    tokens: Tokens
 
 
 def find_sorted(

@@ -83,6 +83,7 @@ class AsyncClient:
         allow_truncation: bool = False,
         after: bytes | None = None,
         fingerprint: str = "",
+        effort: str = "",
     ) -> Answer:
         """The best documents for one question; see `Client.search`."""
         options = requests.search_options(
@@ -92,6 +93,7 @@ class AsyncClient:
             allow_truncation=allow_truncation,
             after=after,
             fingerprint=fingerprint,
+            effort=effort,
         )
         request = requests.search_request(_request_id(), name, text, vector, options)
         return await self._run(operations.search(self._limits, request), deadline_s)
@@ -101,7 +103,7 @@ class AsyncClient:
         name: str,
         texts: Sequence[str] | None = None,
         *,
-        vectors: ArrayLike | None = None,
+        vectors: ArrayLike | Sequence[ArrayLike] | None = None,
         top_k: int = 10,
         deadline_s: float = defaults.SEARCH_BATCH_S,
         min_coverage: float = 1.0,
@@ -109,6 +111,7 @@ class AsyncClient:
         allow_truncation: bool = False,
         after: bytes | None = None,
         fingerprint: str = "",
+        effort: str = "",
     ) -> list[Answer | ShoalError]:
         """Many questions at once; see `Client.search_batch`."""
         options = requests.search_options(
@@ -118,6 +121,7 @@ class AsyncClient:
             allow_truncation=allow_truncation,
             after=after,
             fingerprint=fingerprint,
+            effort=effort,
         )
         questions = requests.batch_questions(texts, vectors)
         operation = operations.search_batch(self._limits, _request_id(), name, questions, options)
@@ -183,6 +187,8 @@ class AsyncClient:
         chunk_tokens: int | None = None,
         similarity: str = "",
         shards: int | None = None,
+        code_bytes: int | None = None,
+        train_at: int | None = None,
         deadline_s: float = defaults.CREATE_S,
     ) -> CollectionInfo:
         """Creates a collection and waits until it serves; see `Client.create_collection`."""
@@ -195,6 +201,8 @@ class AsyncClient:
             chunk_tokens=chunk_tokens,
             similarity=similarity,
             shards=shards,
+            code_bytes=code_bytes,
+            train_at=train_at,
         )
         return await self._run(operations.create_collection(request), deadline_s)
 

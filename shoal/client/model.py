@@ -65,6 +65,9 @@ class Timings:
         fetch_ms: fetching the documents of the hits.
         total_ms: from receipt to reply.
         encode_cached: the encoder's answer came from the router's cache.
+        tokens_scored: kind colbert: tokens compared by their full codes, for all
+            questions of the round.
+        exhaustive: kind colbert: every document was scored.
     """
 
     encode_ms: float = 0.0
@@ -74,6 +77,8 @@ class Timings:
     fetch_ms: float = 0.0
     total_ms: float = 0.0
     encode_cached: bool = False
+    tokens_scored: int = 0
+    exhaustive: bool = False
 
 
 @dataclass(frozen=True, slots=True)

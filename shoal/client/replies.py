@@ -168,6 +168,8 @@ def _timings(message: common_pb2.StageTimings) -> Timings:
         fetch_ms=message.fetch_us / 1e3,
         total_ms=message.total_us / 1e3,
         encode_cached=message.encode_cached,
+        tokens_scored=message.tokens_scored,
+        exhaustive=message.exhaustive,
     )
 
 

@@ -12,8 +12,9 @@ from shoal.rpc.common.v1 import common_pb2
 from shoal.rpc.router.v1 import router_pb2
 from shoal.wire.arrays import matrix_to_message
 
-Questions = list[str] | NDArray[Any]
-"""Words, or a [questions, dim] array of float64, float32 or float16."""
+Questions = list[str] | NDArray[Any] | list[NDArray[Any]]
+"""Words, a [questions, dim] array of float64, float32 or float16, or, of late interaction, a
+[tokens, dim] array for each."""
 
 Field = Literal["title", "text", "payload"]
 ALL_FIELDS: tuple[Field, ...] = get_args(Field)
@@ -46,6 +47,7 @@ def search_options(
     allow_truncation: bool,
     after: bytes | None,
     fingerprint: str,
+    effort: str,
 ) -> router_pb2.SearchOptions:
     """How to answer.
 
@@ -66,6 +68,7 @@ def search_options(
         allow_truncation=allow_truncation,
         after=after or b"",
         fingerprint=fingerprint,
+        effort=utf8("effort", effort),
     )
 
 
@@ -104,13 +107,23 @@ def batch_request(
     request = router_pb2.SearchBatchRequest(request_id=request_id, collection=name, options=options)
     if isinstance(questions, np.ndarray):
         request.vectors.CopyFrom(matrix_to_message(questions))
-    else:
-        request.texts.extend(questions)
+        return request
+    for question in questions:
+        if isinstance(question, str):
+            request.texts.append(question)
+        else:
+            request.row_counts.append(len(question))
+    if request.row_counts:
+        matrices = [question for question in questions if not isinstance(question, str)]
+        request.vectors.CopyFrom(matrix_to_message(np.concatenate(matrices)))
     return request
 
 
-def batch_questions(texts: Sequence[str] | None, vectors: ArrayLike | None) -> Questions:
-    """The questions of a batch: a list of words, or a [questions, dim] float array.
+def batch_questions(
+    texts: Sequence[str] | None, vectors: ArrayLike | Sequence[ArrayLike] | None
+) -> Questions:
+    """The questions of a batch: a list of words, a [questions, dim] float array, or a list of
+    [tokens, dim] ones.
 
     Raises:
         InvalidRequest: both or neither are given, a text is no Unicode string,
@@ -122,13 +135,29 @@ def batch_questions(texts: Sequence[str] | None, vectors: ArrayLike | None) -> Q
         if isinstance(texts, str):
             raise InvalidRequest("texts is one string; give a list of them", field="texts")
         return [utf8("texts", text) for text in texts]
-    matrix = float_array("vectors", vectors)
+    if isinstance(vectors, list | tuple) and any(np.ndim(each) == 2 for each in vectors):
+        return _token_matrices(vectors)
+    matrix = float_array("vectors", np.asarray(vectors))
+    if matrix.ndim == 3:
+        return list(matrix)
     if matrix.ndim != 2:
         raise InvalidRequest(
             f"vectors has {matrix.ndim} dimensions; give an array [questions, dim]",
             field="vectors",
         )
     return matrix
+
+
+def _token_matrices(vectors: Sequence[ArrayLike]) -> list[NDArray[Any]]:
+    matrices = [float_array("vectors", each) for each in vectors]
+    if {matrix.ndim for matrix in matrices} != {2}:
+        raise InvalidRequest(
+            "vectors mixes vectors and matrices; give an array [tokens, dim] for each question",
+            field="vectors",
+        )
+    if len({matrix.shape[1] for matrix in matrices}) > 1:
+        raise InvalidRequest("vectors holds matrices of different widths", field="vectors")
+    return matrices
 
 
 def vector_message(vector: ArrayLike | None) -> common_pb2.Matrix:
@@ -185,6 +214,8 @@ def create_request(  # noqa: PLR0913 - options, by keyword alone
     chunk_tokens: int | None,
     similarity: str,
     shards: int | None,
+    code_bytes: int | None,
+    train_at: int | None,
 ) -> router_pb2.CreateCollectionRequest:
     """A collection to create; what is None or empty is the cluster's default.
 
@@ -201,6 +232,8 @@ def create_request(  # noqa: PLR0913 - options, by keyword alone
         chunk_tokens=None if chunk_tokens is None else _uint32("chunk_tokens", chunk_tokens),
         similarity=_choice("similarity", similarity, _SIMILARITIES),
         shards=_uint32("shards", shards or 0),
+        code_bytes=_uint32("code_bytes", code_bytes or 0),
+        train_at=_uint32("train_at", train_at or 0),
     )
 
 

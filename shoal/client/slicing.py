@@ -71,5 +71,5 @@ def questions_slicer(questions: Questions, limits: Limits) -> BatchSlicer:
         row_bytes = questions.shape[1] * questions.itemsize
         sizes = [row_bytes] * len(questions)
     else:
-        sizes = [len(text.encode()) for text in questions]
+        sizes = [len(each.encode()) if isinstance(each, str) else each.nbytes for each in questions]
     return BatchSlicer(sizes, limits.max_batch, limits.max_message_bytes - MESSAGE_OVERHEAD_BYTES)

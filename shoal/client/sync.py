@@ -88,13 +88,15 @@ class Client:
         allow_truncation: bool = False,
         after: bytes | None = None,
         fingerprint: str = "",
+        effort: str = "",
     ) -> Answer:
         """The best documents for one question.
 
         Args:
             name: the collection.
             text: the question in words; or
-            vector: the question as an array [dim] of floats.
+            vector: the question as an array [dim] of floats, or [tokens, dim] in kind
+                colbert.
             top_k: documents wanted, 1 or more.
             deadline_s: seconds after which the answer is of no use.
             min_coverage: least share of the collection's documents that must be
@@ -104,6 +106,8 @@ class Client:
             allow_truncation: cut an over-long question instead of refusing it.
             after: `position` of an earlier reply: see at least the writes up to it.
             fingerprint: of the encoder that made the vector, to have it checked.
+            effort: kind colbert: "low", "normal", "high" or "exhaustive"; empty is
+                "normal".
 
         Raises:
             CollectionNotFound, InsufficientCoverage, InvalidTopK, EmptyText,
@@ -116,6 +120,7 @@ class Client:
             allow_truncation=allow_truncation,
             after=after,
             fingerprint=fingerprint,
+            effort=effort,
         )
         request = requests.search_request(_request_id(), name, text, vector, options)
         return self._run(operations.search(self._limits, request), deadline_s)
@@ -125,7 +130,7 @@ class Client:
         name: str,
         texts: Sequence[str] | None = None,
         *,
-        vectors: ArrayLike | None = None,
+        vectors: ArrayLike | Sequence[ArrayLike] | None = None,
         top_k: int = 10,
         deadline_s: float = defaults.SEARCH_BATCH_S,
         min_coverage: float = 1.0,
@@ -133,13 +138,15 @@ class Client:
         allow_truncation: bool = False,
         after: bytes | None = None,
         fingerprint: str = "",
+        effort: str = "",
     ) -> list[Answer | ShoalError]:
         """Many questions at once; a bad one does not fail the others.
 
         Args:
             name: the collection.
             texts: the questions in words; or
-            vectors: the questions as an array [questions, dim] of floats.
+            vectors: the questions as an array [questions, dim] of floats, or, in kind
+                colbert, a list of arrays [tokens, dim].
             top_k: as in `search`, as are the others.
             deadline_s: seconds for the whole batch.
             min_coverage: as in `search`.
@@ -147,6 +154,7 @@ class Client:
             allow_truncation: as in `search`.
             after: as in `search`.
             fingerprint: as in `search`.
+            effort: as in `search`.
 
         Returns:
             Per question, in the order asked, its answer or its error. A batch
@@ -159,6 +167,7 @@ class Client:
             allow_truncation=allow_truncation,
             after=after,
             fingerprint=fingerprint,
+            effort=effort,
         )
         questions = requests.batch_questions(texts, vectors)
         operation = operations.search_batch(self._limits, _request_id(), name, questions, options)
@@ -243,6 +252,8 @@ class Client:
         chunk_tokens: int | None = None,
         similarity: str = "",
         shards: int | None = None,
+        code_bytes: int | None = None,
+        train_at: int | None = None,
         deadline_s: float = defaults.CREATE_S,
     ) -> CollectionInfo:
         """Creates a collection and waits until it serves.
@@ -258,6 +269,9 @@ class Client:
                 the default.
             similarity: "cosine", "dot" or "l2"; empty for the encoder's own.
             shards: None for the cluster's default.
+            code_bytes: kind colbert: residual bytes of a token, 4, 8, 16 or 32; None is 8.
+            train_at: kind colbert: tokens at which a codec is trained while documents
+                stream in; None is 2,000,000.
             deadline_s: seconds; loading an encoder takes some.
 
         Raises:
@@ -272,6 +286,8 @@ class Client:
             chunk_tokens=chunk_tokens,
             similarity=similarity,
             shards=shards,
+            code_bytes=code_bytes,
+            train_at=train_at,
         )
         return self._run(operations.create_collection(request), deadline_s)
 

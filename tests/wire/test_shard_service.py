@@ -227,7 +227,7 @@ async def test_opening_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"kind": 2}, "NOT_SUPPORTED"),
+        ({"kind": 7}, "NOT_SUPPORTED"),
         ({"similarity": 0}, "INVALID_REQUEST"),
         ({"index": "tree"}, "INVALID_REQUEST"),
         ({"dim": 0}, "INVALID_REQUEST"),

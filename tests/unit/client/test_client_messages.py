@@ -28,6 +28,7 @@ def options_of(**changes: Any) -> router_pb2.SearchOptions:
         "allow_truncation": False,
         "after": None,
         "fingerprint": "",
+        "effort": "",
     }
     return requests.search_options(**{**arguments, **changes})
 
@@ -81,6 +82,13 @@ def test_batch_questions() -> None:
             requests.batch_questions(texts, vectors)
     message = requests.batch_request("r", "papers", floats, options_of())
     assert matrix_from_message(message.vectors).tolist() == [[1, 2], [3, 4]]
+    tokens = requests.batch_questions(None, [[[1, 2], [3, 4]], [[5, 6]]])
+    message = requests.batch_request("r", "papers", tokens, options_of())
+    assert matrix_from_message(message.vectors).tolist() == [[1, 2], [3, 4], [5, 6]]
+    assert list(message.row_counts) == [2, 1]
+    for mixed in ([[1.0], [[1.0]]], [[[1.0]], [[1.0, 2.0]]]):
+        with pytest.raises(InvalidRequest):
+            requests.batch_questions(None, mixed)
 
 
 def test_create() -> None:
@@ -93,6 +101,8 @@ def test_create() -> None:
             "chunk_tokens": None,
             "similarity": "",
             "shards": None,
+            "code_bytes": None,
+            "train_at": None,
         }
         return requests.create_request("papers", **{**arguments, **changes})
 

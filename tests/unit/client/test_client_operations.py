@@ -34,6 +34,7 @@ OPTIONS = requests.search_options(
     allow_truncation=False,
     after=None,
     fingerprint="",
+    effort="",
 )
 QUERY = requests.search_request("r", "papers", "words", None, OPTIONS)
 
@@ -113,6 +114,8 @@ def test_writes_are_not_repeated() -> None:
         chunk_tokens=None,
         similarity="",
         shards=None,
+        code_bytes=None,
+        train_at=None,
     )
     loss = requests.accept_loss_request("papers", 0, "x")
     for operation in (

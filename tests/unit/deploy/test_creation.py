@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from deploy.core.creation import Bounds, Model, Wish, check_wish, settle
-from shoal.errors import InvalidName, InvalidRequest, LimitExceeded, NotSupported, ShoalError
+from shoal.errors import InvalidName, InvalidRequest, LimitExceeded, ShoalError
 from shoal.types import Kind, Similarity
 
 BOUNDS = Bounds(max_dim=1024, max_shards=8, default_shards=3)
@@ -22,7 +22,11 @@ MODEL = Model(
     ("wish", "error"),
     [
         (Wish(name="No!"), InvalidName),
-        (Wish(name="a", kind=Kind.COLBERT), NotSupported),
+        (Wish(name="a", code_bytes=8), InvalidRequest),
+        (Wish(name="a", train_at=8), InvalidRequest),
+        (Wish(name="a", kind=Kind.COLBERT, code_bytes=5), InvalidRequest),
+        (Wish(name="a", kind=Kind.COLBERT, index="hnsw"), InvalidRequest),
+        (Wish(name="a", kind=Kind.COLBERT, similarity=Similarity.L2), InvalidRequest),
         (Wish(name="a", index="lsh"), InvalidRequest),
         (Wish(name="a", encoder="none"), InvalidRequest),
         (Wish(name="a", encoder="none", dim=8, chunk_tokens=9), InvalidRequest),
@@ -58,6 +62,29 @@ def test_an_encoder_of_token_vectors_is_none_of_a_single_collection() -> None:
     model = dataclasses.replace(MODEL, token_vectors=True)
     with pytest.raises(InvalidRequest, match="one vector per token"):
         settle(check_wish(Wish(name="a"), BOUNDS), model)
+
+
+def test_colbert_wants_an_encoder_of_token_vectors() -> None:
+    wish = check_wish(Wish(name="a", kind=Kind.COLBERT), BOUNDS)
+    with pytest.raises(InvalidRequest, match="one vector per text"):
+        settle(wish, MODEL)
+    model = dataclasses.replace(
+        MODEL, token_vectors=True, dim=96, card_json="", similarity=Similarity.COSINE
+    )
+    settled = settle(wish, model)
+    assert (settled.encoder, settled.dim, settled.code_bytes, settled.train_at) == (
+        "all-minilm-l6-v2-tokens",
+        96,
+        8,
+        2_000_000,
+    )
+    assert (settled.chunk_tokens, settled.chunk_overlap) == (256, 32)
+
+
+def test_code_bytes_divide_the_columns() -> None:
+    wish = Wish(name="a", kind=Kind.COLBERT, encoder="none", dim=100, code_bytes=8)
+    with pytest.raises(InvalidRequest, match="use 4"):
+        settle(check_wish(wish, BOUNDS), None)
 
 
 def test_passages_fit_the_model() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from shard_service.core.records import Content, Version, encode_content
+from shard_service.core.vectors import Dense
 from shard_service.indexes import threads
 from shard_service.settings import ShardSettings
 from shard_service.shard import Shard
@@ -91,9 +92,8 @@ class Cluster:
         for number, shard in enumerate(self.open_shards):
             mine = [d for d in documents if shard_of(d.id.encode(), self.shards) == number]
             if mine:
-                operation = WriteOperation(
-                    [d.version() for d in mine], np.concatenate([d.vectors for d in mine])
-                )
+                vectors = Dense(np.concatenate([d.vectors for d in mine]))
+                operation = WriteOperation([d.version() for d in mine], vectors)
                 outcomes.append(shard.write(operation).result(TIMEOUT_S))
         self.model.update({document.id: document for document in documents})
         return outcomes

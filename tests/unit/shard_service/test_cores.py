@@ -20,6 +20,7 @@ from shard_service.core.records import (
     encode_delete,
     encode_write,
 )
+from shard_service.core.vectors import Dense, dense_from_bytes
 from shoal.types import Document
 
 texts = st.text(st.characters(codec="utf-8"), max_size=20)
@@ -47,11 +48,11 @@ def test_records_come_back_as_they_were(
     assert (read.document, read.digest, read.passages) == (document, digest, passages)
     assert (read.spans == numbers).all()
     version = Version(document.id.encode(), digest, passages, data)
-    vectors = np.arange(3 * passages, dtype=np.float32).reshape(passages, 3)
-    record = decode_record(encode_write(version, vectors))
+    vectors = Dense(np.arange(3 * passages, dtype=np.float32).reshape(passages, 3))
+    record = decode_record(encode_write(version, vectors.to_bytes()))
     assert isinstance(record, WriteRecord)
     assert record.version == version
-    assert (record.vectors == vectors).all()
+    assert (dense_from_bytes(record.vectors, passages).rows == vectors.rows).all()
     assert decode_record(encode_delete(version.id)) == DeleteRecord(version.id)
 
 

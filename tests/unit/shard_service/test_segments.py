@@ -141,7 +141,7 @@ def test_a_failed_sealing_leaves_the_shard_as_it_was(
             raise DiskFull("no room for a segment")
 
         with monkeypatch.context() as patched:
-            patched.setattr("shard_service.assembly.indexes.write", full)
+            patched.setattr("shard_service.single_layout.indexes.write", full)
             with pytest.raises(DiskFull):
                 cluster.optimize()
         assert segment_files(tmp_path) == before

@@ -165,6 +165,7 @@ class CollectionSettings(_message.Message):
     CHUNK_TOKENS_FIELD_NUMBER: _builtins.int
     CHUNK_OVERLAP_FIELD_NUMBER: _builtins.int
     CARD_JSON_FIELD_NUMBER: _builtins.int
+    LATE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """User's name, [a-z0-9][a-z0-9_-]{0,63}."""
     uuid: _builtins.bytes
@@ -189,6 +190,10 @@ class CollectionSettings(_message.Message):
     """Tokens that neighbouring passages share."""
     card_json: _builtins.str
     """The canonical JSON of the encoder card; empty when encoder is "none"."""
+    @_builtins.property
+    def late(self) -> Global___LateInteraction:
+        """How token vectors are kept and searched; unset in kind single."""
+
     def __init__(
         self,
         *,
@@ -203,14 +208,93 @@ class CollectionSettings(_message.Message):
         chunk_tokens: _builtins.int = ...,
         chunk_overlap: _builtins.int = ...,
         card_json: _builtins.str = ...,
+        late: Global___LateInteraction | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["late", b"late"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["card_json", b"card_json", "chunk_overlap", b"chunk_overlap", "chunk_tokens", b"chunk_tokens", "dim", b"dim", "encoder", b"encoder", "fingerprint", b"fingerprint", "index", b"index", "kind", b"kind", "name", b"name", "similarity", b"similarity", "uuid", b"uuid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["card_json", b"card_json", "chunk_overlap", b"chunk_overlap", "chunk_tokens", b"chunk_tokens", "dim", b"dim", "encoder", b"encoder", "fingerprint", b"fingerprint", "index", b"index", "kind", b"kind", "late", b"late", "name", b"name", "similarity", b"similarity", "uuid", b"uuid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CollectionSettings: _TypeAlias = CollectionSettings  # noqa: Y015
+
+@_typing.final
+class LateInteraction(_message.Message):
+    """What a collection of kind colbert adds to its settings."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CODE_BYTES_FIELD_NUMBER: _builtins.int
+    CODEC_FIELD_NUMBER: _builtins.int
+    TRAIN_AT_FIELD_NUMBER: _builtins.int
+    EFFORTS_FIELD_NUMBER: _builtins.int
+    code_bytes: _builtins.int
+    """Residual bytes of a token in a quantised generation: 4, 8, 16 or 32."""
+    codec: _builtins.str
+    """Name of the generation's codec, 64 hex digits; empty keeps the vectors in
+    fixed point.
+    """
+    train_at: _builtins.int
+    """Tokens at which a codec is trained while documents still stream in."""
+    @_builtins.property
+    def efforts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Effort]:
+        """How hard a search may look, from the least to the most; empty: every
+        document is scored.
+        """
+
+    def __init__(
+        self,
+        *,
+        code_bytes: _builtins.int = ...,
+        codec: _builtins.str = ...,
+        train_at: _builtins.int = ...,
+        efforts: _abc.Iterable[Global___Effort] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code_bytes", b"code_bytes", "codec", b"codec", "efforts", b"efforts", "train_at", b"train_at"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LateInteraction: _TypeAlias = LateInteraction  # noqa: Y015
+
+@_typing.final
+class Effort(_message.Message):
+    """One way to search a generation of kind colbert, as calibrated when it was built."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    PROBES_FIELD_NUMBER: _builtins.int
+    REFINED_FIELD_NUMBER: _builtins.int
+    RECALL_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """"low", "normal" or "high"."""
+    probes: _builtins.int
+    """Centroids of each query token that count by their own similarity; 0 with
+    `refined` 0.
+    """
+    refined: _builtins.int
+    """Documents of the whole generation that are scored by their codes; 0 scores
+    every one.
+    """
+    recall: _builtins.float
+    """overlap@10 with scoring every document, as measured."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        probes: _builtins.int = ...,
+        refined: _builtins.int = ...,
+        recall: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "probes", b"probes", "recall", b"recall", "refined", b"refined"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Effort: _TypeAlias = Effort  # noqa: Y015
 
 @_typing.final
 class Status(_message.Message):
@@ -405,6 +489,8 @@ class StageTimings(_message.Message):
     FETCH_US_FIELD_NUMBER: _builtins.int
     TOTAL_US_FIELD_NUMBER: _builtins.int
     ENCODE_CACHED_FIELD_NUMBER: _builtins.int
+    TOKENS_SCORED_FIELD_NUMBER: _builtins.int
+    EXHAUSTIVE_FIELD_NUMBER: _builtins.int
     encode_us: _builtins.int
     """Waiting for and running the encoder, microseconds; 0 for a cached query."""
     queue_us: _builtins.int
@@ -419,6 +505,12 @@ class StageTimings(_message.Message):
     """From receipt to reply, microseconds."""
     encode_cached: _builtins.bool
     """The encoder's answer came from the router's cache."""
+    tokens_scored: _builtins.int
+    """Kind colbert: tokens that the shards compared by their full codes, for all
+    questions of the round.
+    """
+    exhaustive: _builtins.bool
+    """Kind colbert: every document was scored; none was left out by its centroids."""
     def __init__(
         self,
         *,
@@ -429,10 +521,12 @@ class StageTimings(_message.Message):
         fetch_us: _builtins.int = ...,
         total_us: _builtins.int = ...,
         encode_cached: _builtins.bool = ...,
+        tokens_scored: _builtins.int = ...,
+        exhaustive: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["encode_cached", b"encode_cached", "encode_us", b"encode_us", "fan_out_us", b"fan_out_us", "fetch_us", b"fetch_us", "merge_us", b"merge_us", "queue_us", b"queue_us", "total_us", b"total_us"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["encode_cached", b"encode_cached", "encode_us", b"encode_us", "exhaustive", b"exhaustive", "fan_out_us", b"fan_out_us", "fetch_us", b"fetch_us", "merge_us", b"merge_us", "queue_us", b"queue_us", "tokens_scored", b"tokens_scored", "total_us", b"total_us"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

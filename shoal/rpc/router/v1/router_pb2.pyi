@@ -88,7 +88,7 @@ class Query(_message.Message):
     """Words, encoded with the collection's encoder."""
     @_builtins.property
     def vector(self) -> _common_pb2.Matrix:
-        """One row (collections of kind single)."""
+        """One row, or one row per token in a collection of kind colbert."""
 
     def __init__(
         self,
@@ -118,6 +118,7 @@ class SearchOptions(_message.Message):
     ALLOW_TRUNCATION_FIELD_NUMBER: _builtins.int
     AFTER_FIELD_NUMBER: _builtins.int
     FINGERPRINT_FIELD_NUMBER: _builtins.int
+    EFFORT_FIELD_NUMBER: _builtins.int
     top_k: _builtins.int
     """Documents wanted, from 1 to the limit `max_top_k`; 0 means 10."""
     min_coverage: _builtins.float
@@ -132,6 +133,8 @@ class SearchOptions(_message.Message):
     """Fingerprint of the encoder that made the vector; where given it must be
     the collection's.
     """
+    effort: _builtins.str
+    """Kind colbert: "low", "normal", "high" or "exhaustive"; empty means "normal"."""
     @_builtins.property
     def fields(self) -> _containers.RepeatedScalarFieldContainer[Global___Field.ValueType]:
         """Parts of each hit's document; empty means ids, scores and nothing else."""
@@ -145,10 +148,11 @@ class SearchOptions(_message.Message):
         allow_truncation: _builtins.bool = ...,
         after: _builtins.bytes = ...,
         fingerprint: _builtins.str = ...,
+        effort: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_min_coverage", b"_min_coverage", "min_coverage", b"min_coverage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_min_coverage", b"_min_coverage", "after", b"after", "allow_truncation", b"allow_truncation", "fields", b"fields", "fingerprint", b"fingerprint", "min_coverage", b"min_coverage", "top_k", b"top_k"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_min_coverage", b"_min_coverage", "after", b"after", "allow_truncation", b"allow_truncation", "effort", b"effort", "fields", b"fields", "fingerprint", b"fingerprint", "min_coverage", b"min_coverage", "top_k", b"top_k"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__min_coverage: _TypeAlias = _typing.Literal["min_coverage"]  # noqa: Y015
     _WhichOneofArgType__min_coverage: _TypeAlias = _typing.Literal["_min_coverage", b"_min_coverage"]  # noqa: Y015
@@ -321,6 +325,7 @@ class SearchBatchRequest(_message.Message):
     TEXTS_FIELD_NUMBER: _builtins.int
     VECTORS_FIELD_NUMBER: _builtins.int
     OPTIONS_FIELD_NUMBER: _builtins.int
+    ROW_COUNTS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Correlates log lines and traces; at most 64 bytes."""
     collection: _builtins.str
@@ -331,11 +336,17 @@ class SearchBatchRequest(_message.Message):
 
     @_builtins.property
     def vectors(self) -> _common_pb2.Matrix:
-        """One row per question; leave unset when texts are given."""
+        """One row per question, or those of all questions' tokens in a collection of
+        kind colbert; leave unset when texts are given.
+        """
 
     @_builtins.property
     def options(self) -> Global___SearchOptions:
         """How to answer, the same for all."""
+
+    @_builtins.property
+    def row_counts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Kind colbert: per question, its rows in vectors, 1 or more."""
 
     def __init__(
         self,
@@ -345,10 +356,11 @@ class SearchBatchRequest(_message.Message):
         texts: _abc.Iterable[_builtins.str] | None = ...,
         vectors: _common_pb2.Matrix | None = ...,
         options: Global___SearchOptions | None = ...,
+        row_counts: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options", "vectors", b"vectors"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "options", b"options", "request_id", b"request_id", "texts", b"texts", "vectors", b"vectors"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "options", b"options", "request_id", b"request_id", "row_counts", b"row_counts", "texts", b"texts", "vectors", b"vectors"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -549,7 +561,9 @@ class IngestDocument(_message.Message):
 
     @_builtins.property
     def vector(self) -> _common_pb2.Matrix:
-        """Its vector (one row) instead of encoding its text; unset to encode."""
+        """Its vector (one row, or one per token in kind colbert) instead of encoding its
+        text; unset to encode.
+        """
 
     def __init__(
         self,
@@ -852,6 +866,8 @@ class CreateCollectionRequest(_message.Message):
     CHUNK_TOKENS_FIELD_NUMBER: _builtins.int
     SIMILARITY_FIELD_NUMBER: _builtins.int
     SHARDS_FIELD_NUMBER: _builtins.int
+    CODE_BYTES_FIELD_NUMBER: _builtins.int
+    TRAIN_AT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """[a-z0-9][a-z0-9_-]{0,63}"""
     kind: _common_pb2.CollectionKind.ValueType
@@ -872,6 +888,10 @@ class CreateCollectionRequest(_message.Message):
     """Unspecified means the card's, or cosine."""
     shards: _builtins.int
     """Shards; 0 means the cluster's default."""
+    code_bytes: _builtins.int
+    """Kind colbert: residual bytes of a token, 4, 8, 16 or 32; 0 means 8."""
+    train_at: _builtins.int
+    """Kind colbert: tokens at which a codec is trained; 0 means 2,000,000."""
     def __init__(
         self,
         *,
@@ -883,10 +903,12 @@ class CreateCollectionRequest(_message.Message):
         chunk_tokens: _builtins.int | None = ...,
         similarity: _common_pb2.Similarity.ValueType = ...,
         shards: _builtins.int = ...,
+        code_bytes: _builtins.int = ...,
+        train_at: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_chunk_tokens", b"_chunk_tokens", "chunk_tokens", b"chunk_tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_chunk_tokens", b"_chunk_tokens", "chunk_tokens", b"chunk_tokens", "dim", b"dim", "encoder", b"encoder", "index", b"index", "kind", b"kind", "name", b"name", "shards", b"shards", "similarity", b"similarity"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_chunk_tokens", b"_chunk_tokens", "chunk_tokens", b"chunk_tokens", "code_bytes", b"code_bytes", "dim", b"dim", "encoder", b"encoder", "index", b"index", "kind", b"kind", "name", b"name", "shards", b"shards", "similarity", b"similarity", "train_at", b"train_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__chunk_tokens: _TypeAlias = _typing.Literal["chunk_tokens"]  # noqa: Y015
     _WhichOneofArgType__chunk_tokens: _TypeAlias = _typing.Literal["_chunk_tokens", b"_chunk_tokens"]  # noqa: Y015

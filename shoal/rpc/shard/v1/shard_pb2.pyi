@@ -229,6 +229,9 @@ class SearchRequest(_message.Message):
     TOP_K_FIELD_NUMBER: _builtins.int
     TIME_LEFT_US_FIELD_NUMBER: _builtins.int
     AFTER_SEQUENCE_FIELD_NUMBER: _builtins.int
+    ROW_COUNTS_FIELD_NUMBER: _builtins.int
+    PROBES_FIELD_NUMBER: _builtins.int
+    REFINED_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Correlates log lines and traces; any string of at most 64 bytes."""
     @_builtins.property
@@ -237,22 +240,41 @@ class SearchRequest(_message.Message):
 
     @_builtins.property
     def queries(self) -> _common_pb2.Matrix:
-        """One row per query; columns = the collection's dim."""
+        """Columns = the collection's dim. Kind single: one row per query, floats. Kind
+        colbert: the rows of all queries, one query after the other, i16 in fixed
+        point (16,384 is 1), none longer than 1.
+        """
 
     @_builtins.property
     def top_k(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Per query: documents wanted, from 1. As long as queries has rows."""
+        """Per query: documents wanted, from 1."""
 
     @_builtins.property
     def time_left_us(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Per query: microseconds left when the message was sent. As long as
-        queries has rows.
-        """
+        """Per query: microseconds left when the message was sent. As long as top_k."""
 
     @_builtins.property
     def after_sequence(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Per query: the position that must have been applied, a sequence number of
-        this shard; empty asks for none.
+        this shard; empty asks for none, else as long as top_k.
+        """
+
+    @_builtins.property
+    def row_counts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Per query: its rows in queries, 1 or more. As long as top_k in kind colbert,
+        empty in kind single.
+        """
+
+    @_builtins.property
+    def probes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Per query: centroids of each token that count by their own similarity. As
+        long as top_k, or empty where every query scores every document.
+        """
+
+    @_builtins.property
+    def refined(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Per query: documents of the whole generation to be scored by their codes; 0
+        scores every document. As long as probes.
         """
 
     def __init__(
@@ -264,10 +286,13 @@ class SearchRequest(_message.Message):
         top_k: _abc.Iterable[_builtins.int] | None = ...,
         time_left_us: _abc.Iterable[_builtins.int] | None = ...,
         after_sequence: _abc.Iterable[_builtins.int] | None = ...,
+        row_counts: _abc.Iterable[_builtins.int] | None = ...,
+        probes: _abc.Iterable[_builtins.int] | None = ...,
+        refined: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "queries", b"queries"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_sequence", b"after_sequence", "key", b"key", "queries", b"queries", "request_id", b"request_id", "time_left_us", b"time_left_us", "top_k", b"top_k"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_sequence", b"after_sequence", "key", b"key", "probes", b"probes", "queries", b"queries", "refined", b"refined", "request_id", b"request_id", "row_counts", b"row_counts", "time_left_us", b"time_left_us", "top_k", b"top_k"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -292,6 +317,8 @@ class SearchResponse(_message.Message):
     STATUSES_FIELD_NUMBER: _builtins.int
     QUEUE_US_FIELD_NUMBER: _builtins.int
     SEARCH_US_FIELD_NUMBER: _builtins.int
+    CENTROID_SCORES_FIELD_NUMBER: _builtins.int
+    TOKENS_SCORED_FIELD_NUMBER: _builtins.int
     ids: _builtins.bytes
     """Ids of all hits, one after the other."""
     id_lengths: _builtins.bytes
@@ -310,6 +337,15 @@ class SearchResponse(_message.Message):
     """Waiting for a thread, microseconds."""
     search_us: _builtins.int
     """Searching, microseconds."""
+    centroid_scores: _builtins.bytes
+    """Per hit: its score by centroids alone; little-endian f64. Of a query that
+    refines B documents the hits are this shard's first B by (centroid score
+    descending, id ascending), in that order, whatever top_k says: the first B of
+    all shards are to be found before the best K of them. Empty where no query of
+    the message refines.
+    """
+    tokens_scored: _builtins.int
+    """Tokens whose codes were compared with a query's, summed over the queries."""
     @_builtins.property
     def hit_counts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Per query: number of hits."""
@@ -334,10 +370,12 @@ class SearchResponse(_message.Message):
         statuses: _abc.Iterable[_common_pb2.Status] | None = ...,
         queue_us: _builtins.int = ...,
         search_us: _builtins.int = ...,
+        centroid_scores: _builtins.bytes = ...,
+        tokens_scored: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["documents", b"documents", "hit_counts", b"hit_counts", "id_lengths", b"id_lengths", "ids", b"ids", "passages", b"passages", "position", b"position", "queue_us", b"queue_us", "scores", b"scores", "search_us", b"search_us", "sequences", b"sequences", "statuses", b"statuses"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["centroid_scores", b"centroid_scores", "documents", b"documents", "hit_counts", b"hit_counts", "id_lengths", b"id_lengths", "ids", b"ids", "passages", b"passages", "position", b"position", "queue_us", b"queue_us", "scores", b"scores", "search_us", b"search_us", "sequences", b"sequences", "statuses", b"statuses", "tokens_scored", b"tokens_scored"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -544,10 +582,11 @@ class DocumentVersion(_message.Message):
     PASSAGE_COUNT_FIELD_NUMBER: _builtins.int
     SPAN_STARTS_FIELD_NUMBER: _builtins.int
     SPAN_ENDS_FIELD_NUMBER: _builtins.int
+    ROW_COUNTS_FIELD_NUMBER: _builtins.int
     digest: _builtins.bytes
     """16 bytes: the content digest."""
     passage_count: _builtins.int
-    """Rows of the message's matrix that are this document's passages, 1 or more."""
+    """Its passages, 1 or more."""
     @_builtins.property
     def document(self) -> _common_pb2.Document:
         """The document, as its user gave it."""
@@ -560,6 +599,12 @@ class DocumentVersion(_message.Message):
     def span_ends(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Per passage: one past the last character. As long as span_starts."""
 
+    @_builtins.property
+    def row_counts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Per passage: its rows in the message's matrix, 0 or more (kind colbert); empty
+        where each passage is one row.
+        """
+
     def __init__(
         self,
         *,
@@ -568,10 +613,11 @@ class DocumentVersion(_message.Message):
         passage_count: _builtins.int = ...,
         span_starts: _abc.Iterable[_builtins.int] | None = ...,
         span_ends: _abc.Iterable[_builtins.int] | None = ...,
+        row_counts: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["document", b"document"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "document", b"document", "passage_count", b"passage_count", "span_ends", b"span_ends", "span_starts", b"span_starts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "document", b"document", "passage_count", b"passage_count", "row_counts", b"row_counts", "span_ends", b"span_ends", "span_starts", b"span_starts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -604,7 +650,9 @@ class WriteRequest(_message.Message):
 
     @_builtins.property
     def vectors(self) -> _common_pb2.Matrix:
-        """f32, passages of all versions, in order."""
+        """Passages of all versions, in order: f32, or f16 in kind colbert, there no row
+        longer than 1.
+        """
 
     def __init__(
         self,

@@ -1,0 +1,229 @@
+"""The port behind which token vectors are kept and compared, and its two adapters.
+
+Whatever keeps the tokens, their similarities with a query are integers: equal on every
+processor, in every shard.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shard_service.core.codec import FACTOR_BITS, Codec, Codes
+from shard_service.core.vectors import Tokens
+from shoal.kernels import maxsim
+from shoal.kernels.fixed import ONE, Fixed, to_fixed
+from shoal.kernels.maxsim import WORDS, CodedRuns, Matches, RowRuns, Tables
+from shoal.types import Float32Matrix
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Runs:
+    """Tokens of passages.
+
+    Attributes:
+        tokens: as their codec keeps them.
+        starts: [passages + 1] int64, where each passage begins.
+    """
+
+    tokens: Tokens
+    starts: Ints
+
+
+class Question(Protocol):
+    """A query, ready to be compared."""
+
+    def score(self, runs: Runs, passages: Ints) -> Ints:
+        """MaxSim of passages that have tokens, by all that the codec knows: [n] int64."""
+
+    def score_centroids(self, runs: Runs, passages: Ints) -> Ints:
+        """The same by centroids alone, those not probed imputed."""
+
+    def match(self, runs: Runs, passages: Ints) -> Matches:
+        """Which token of each passage every query token matched; sums to `score`."""
+
+
+class TokenCodec(Protocol):
+    """How a generation keeps token vectors."""
+
+    @property
+    def name(self) -> str:
+        """64 hex digits, or empty for fixed point."""
+
+    @property
+    def description(self) -> str:
+        """For people: "fixed-point", "pq8, 4096 centroids"."""
+
+    @property
+    def unit(self) -> float:
+        """What 1 in an integer score is as a similarity, above 0."""
+
+    @property
+    def none(self) -> Tokens:
+        """No tokens."""
+
+    @property
+    def slice_tokens(self) -> int:
+        """Tokens that one query is compared with in about 5 ms."""
+
+    def encode(self, vectors: NDArray[np.float16]) -> Tokens:
+        """Tokens of [tokens, dim] vectors, none longer than 1; each depends on itself alone."""
+
+    def decode(self, tokens: Tokens) -> Float32Matrix:
+        """[tokens, dim] float32: what the tokens stand for."""
+
+    def question(self, query: Fixed, probes: int) -> Question:
+        """A query.
+
+        Args:
+            query: [1 or more, dim] int16 in fixed point, none longer than 1.
+            probes: centroids per token that `score_centroids` counts; 0 if it is not called.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class _ExactQuestion:
+    query: Fixed
+
+    def score(self, runs: Runs, passages: Ints) -> Ints:
+        return maxsim.score_rows(self.query, _rows(runs), passages)
+
+    def score_centroids(self, runs: Runs, passages: Ints) -> Ints:
+        raise AssertionError("fixed point has no centroids: every document is scored")
+
+    def match(self, runs: Runs, passages: Ints) -> Matches:
+        return maxsim.match_rows(self.query, _rows(runs), passages)
+
+
+@dataclass(frozen=True, slots=True)
+class ExactCodec:
+    """Vectors in fixed point: nothing to train, from the first token on.
+
+    Attributes:
+        dim: columns of a vector.
+    """
+
+    dim: int
+    name: str = ""
+    description: str = "fixed-point"
+    unit: float = 1.0 / ONE / ONE
+    slice_tokens: int = 32_768
+
+    @property
+    def none(self) -> Tokens:
+        """No tokens."""
+        return (np.empty((0, self.dim), np.int16),)
+
+    def encode(self, vectors: NDArray[np.float16]) -> Tokens:
+        """[tokens, dim] int16."""
+        return (to_fixed(vectors),)
+
+    def decode(self, tokens: Tokens) -> Float32Matrix:
+        """[tokens, dim] float32."""
+        decoded: Float32Matrix = (tokens[0].astype(np.float64) / ONE).astype(np.float32)
+        return decoded
+
+    def question(self, query: Fixed, probes: int) -> Question:
+        """A query."""
+        return _ExactQuestion(query)
+
+
+def _rows(runs: Runs) -> RowRuns:
+    rows: NDArray[np.int16] = runs.tokens[0].astype(np.int16, copy=False)
+    return RowRuns(rows, runs.starts)
+
+
+@dataclass(frozen=True, slots=True)
+class _CodedQuestion:
+    full: Tables
+    probed: Tables | None
+
+    def score(self, runs: Runs, passages: Ints) -> Ints:
+        return maxsim.score_coded(self.full, _coded(runs), passages)
+
+    def score_centroids(self, runs: Runs, passages: Ints) -> Ints:
+        assert self.probed is not None
+        coded = _coded(runs)
+        no_words = np.empty((len(coded.ids), 0), np.uint8)
+        return maxsim.score_coded(
+            self.probed, CodedRuns(coded.ids, no_words, coded.offsets), passages
+        )
+
+    def match(self, runs: Runs, passages: Ints) -> Matches:
+        return maxsim.match_coded(self.full, _coded(runs), passages)
+
+
+def _coded(runs: Runs) -> CodedRuns:
+    ids, words = runs.tokens
+    return CodedRuns(
+        ids.astype(np.uint16, copy=False), words.astype(np.uint8, copy=False), runs.starts
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class QuantisedCodec:
+    """A centroid and residual words per token.
+
+    Attributes:
+        quantiser: the trained artefact.
+    """
+
+    quantiser: Codec
+    slice_tokens: int = 524_288
+    name: str = field(init=False)
+    unit: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", self.quantiser.name)
+        object.__setattr__(
+            self, "unit", float(1 << FACTOR_BITS) / self.quantiser.factor / ONE / ONE
+        )
+
+    @property
+    def description(self) -> str:
+        """For people."""
+        return f"pq{self.quantiser.subspaces}, {len(self.quantiser.centroids)} centroids"
+
+    @property
+    def none(self) -> Tokens:
+        """No tokens."""
+        return (np.empty(0, np.uint16), np.empty((0, self.quantiser.subspaces), np.uint8))
+
+    def encode(self, vectors: NDArray[np.float16]) -> Tokens:
+        """Centroids [tokens] uint16, words [tokens, M] uint8."""
+        codes = self.quantiser.encode(vectors.astype(np.float32))
+        return (codes.centroids, codes.words)
+
+    def decode(self, tokens: Tokens) -> Float32Matrix:
+        """[tokens, dim] float32."""
+        coded = _coded(Runs(tokens, np.zeros(1, np.int64)))
+        return self.quantiser.decode(Codes(coded.ids, coded.codes))
+
+    def question(self, query: Fixed, probes: int) -> Question:
+        """A query."""
+        full = self.quantiser.tables(query)
+        return _CodedQuestion(full, probed(full, probes) if probes else None)
+
+
+def probed(query: Tables, probes: int) -> Tables:
+    """Tables without residuals in which a query token sees the centroids that it probes.
+
+    Ties at the last probe are all probed: which centroids count depends on similarities alone.
+    A centroid that is not probed counts as the best of those (imputation as in Scheerer et al.,
+    WARP (2025), but by rank, which depends on the query and the codec only).
+
+    Args:
+        query: a query's tables.
+        probes: centroids per query token, 1 or more.
+    """
+    centroids = query.centroids
+    blocks, _, count, lanes = centroids.shape
+    if probes < count:
+        imputed = np.partition(centroids, count - probes - 1, axis=2)[:, :, count - probes - 1]
+        centroids = np.maximum(centroids, imputed[:, :, np.newaxis])
+    return Tables(query.count, centroids, np.empty((blocks, 0, WORDS, lanes), np.int16))
