@@ -35,7 +35,13 @@ from shoal.rpc.common.v1 import common_pb2
 from shoal.rpc.shard.v1 import shard_pb2
 from shoal.settings import Limits
 from shoal.types import Document, Float32Matrix, Kind, ShardRef, Similarity
-from shoal.wire.arrays import check_limit, column, matrix_from_message, pack_column
+from shoal.wire.arrays import (
+    check_limit,
+    column,
+    matrix_from_message,
+    matrix_to_message,
+    pack_column,
+)
 from shoal.wire.errors import to_status
 
 _SIMILARITIES = {
@@ -413,6 +419,38 @@ def fetch(shard: Shard, request: shard_pb2.FetchRequest, limits: Limits) -> shar
         ],
         position=position,
     )
+    check_limit("max_message_bytes", response.ByteSize(), limits.max_message_bytes)
+    return response
+
+
+def sample(
+    shard: Shard, request: shard_pb2.SampleRequest, limits: Limits
+) -> shard_pb2.SampleResponse:
+    """Answers a Sample message.
+
+    Raises:
+        InvalidRequest: max_rows is 0.
+        LimitExceeded: a document alone is too large for one message.
+        NotSupported: the shard is of kind single.
+    """
+    if not request.max_rows:
+        raise InvalidRequest("max_rows is 1 or more", field="max_rows")
+    documents, last = shard.sample(request.after_id.encode(), request.max_rows)
+    response = shard_pb2.SampleResponse(
+        documents=[
+            shard_pb2.SampledDocument(
+                id=each.content.document.id,
+                title=each.content.document.title,
+                text=each.content.document.text,
+                tokens=each.count,
+            )
+            for each in documents
+        ],
+        last=last,
+    )
+    if not shard.spec.codec and documents:
+        rows = np.concatenate([each.tokens[0] for each in documents])
+        response.vectors.CopyFrom(matrix_to_message(rows))
     check_limit("max_message_bytes", response.ByteSize(), limits.max_message_bytes)
     return response
 

@@ -6,11 +6,13 @@ import logging
 import threading
 from dataclasses import dataclass
 
+from shard_service.core.source import token_sources
 from shard_service.messages import shard_key
 from shard_service.segments import drop_segments
 from shard_service.settings import ShardSettings
 from shard_service.shard import Shard
 from shard_service.spec import ShardSpec
+from shard_service.token_layout import TokenLayout
 from shoal.errors import (
     CorruptLog,
     CorruptSegment,
@@ -181,6 +183,11 @@ def _describe(shard: Shard, status: shard_pb2.ShardStatus) -> None:
     status.position = view.position
     status.tail_passages = shard.tail_passages
     status.detail = shard.sealing_failure
+    if isinstance(shard.layout, TokenLayout):
+        sources = token_sources(view)
+        status.tokens = sum(source.live_tokens for source in sources)
+        status.token_bytes = sum(source.token_bytes for source in sources)
+        status.codec = shard.layout.codec.description
     for segment, source in zip(view.segments, view.sources, strict=False):
         status.segments.append(
             shard_pb2.SegmentStatus(

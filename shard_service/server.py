@@ -249,6 +249,12 @@ class _Servicer(shard_pb2_grpc.ShardServiceServicer):
         shard = self._registry.serving(messages.shard_ref(request.key))
         return await self._on(self._readers, lambda: messages.fetch(shard, request, self._limits))
 
+    async def Sample(
+        self, request: shard_pb2.SampleRequest, context: Context
+    ) -> shard_pb2.SampleResponse:
+        shard = self._registry.serving(messages.shard_ref(request.key))
+        return await self._on(self._readers, lambda: messages.sample(shard, request, self._limits))
+
 
 def _work(request: shard_pb2.SearchRequest, errors: dict[int, ShoalError], arrived: float) -> _Work:
     left = np.array(request.time_left_us, dtype=np.float64) / 1e6

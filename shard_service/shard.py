@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shard_service.codecs import read_codec
-from shard_service.core import late
+from shard_service.core import late, sampling
 from shard_service.core.late import LateFound, LateQuery
 from shard_service.core.records import (
     Content,
@@ -22,8 +22,9 @@ from shard_service.core.records import (
     decode_record,
 )
 from shard_service.core.search import Found, Wanted, search
-from shard_service.core.source import View
+from shard_service.core.source import View, token_sources
 from shard_service.core.state import ShardState, Writes
+from shard_service.core.vectors import Tokens
 from shard_service.layout import Layout
 from shard_service.sealer import Sealer
 from shard_service.segments import SegmentStore
@@ -38,7 +39,7 @@ from shard_service.writer import (
     WriteOutcome,
     Writer,
 )
-from shoal.errors import Overloaded
+from shoal.errors import NotSupported, Overloaded
 from shoal.storage.directory import Storage
 from shoal.storage.ports import Log, LogEntry
 from shoal.types import Float32Matrix, Kind
@@ -56,6 +57,15 @@ class Stored:
 
     sequence: int
     content: Content
+
+
+@dataclass(frozen=True, slots=True)
+class SampledContent:
+    """A document of a sample, its tokens as kept, and their number."""
+
+    content: Content
+    tokens: Tokens
+    count: int
 
 
 class Shard:
@@ -125,6 +135,29 @@ class Shard:
         """See `shard_service.core.late.search`. For a search thread."""
         assert isinstance(self.layout, TokenLayout)
         return late.search(view, self.layout.codec, queries, wanted)
+
+    def sample(self, after: bytes, max_rows: int) -> tuple[list[SampledContent], bool]:
+        """Documents in the order of (sample rank, id), and whether there are none after them.
+
+        Args:
+            after: only documents after this id's place; empty begins.
+            max_rows: tokens at most, but for the first document's.
+
+        Raises:
+            NotSupported: the shard is of another kind.
+        """
+        if not isinstance(self.layout, TokenLayout):
+            raise NotSupported("only collections of kind colbert are sampled")
+        sources = token_sources(self._view)
+        found = sampling.sample(sources, after, max_rows)
+        documents = []
+        for number, document in found.places:
+            source = sources[number]
+            begin, end = sampling.token_range(source, document)
+            tokens = tuple(column[begin:end] for column in source.table.tokens)
+            content = decode_content(source.content(document))
+            documents.append(SampledContent(content, tokens, end - begin))
+        return documents, found.last
 
     def write(self, operation: WriteOperation) -> Future[WriteOutcome]:
         """Queues versions; the future says when they are durable and visible.

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shard_service.core.live import ranges
-from shard_service.core.source import TokenSource, View
+from shard_service.core.source import TokenSource, View, token_sources
 from shard_service.core.token_codec import Question, Runs, TokenCodec
 from shoal.kernels import Hits
 from shoal.kernels.fixed import Fixed
@@ -129,10 +129,7 @@ class _Batch:
 
     def __init__(self, view: View, codec: TokenCodec, wanted: Wanted) -> None:
         self._codec, self._wanted = codec, wanted
-        self.sources: list[TokenSource] = []
-        for source in view.sources:
-            assert isinstance(source, TokenSource)
-            self.sources.append(source)
+        self.sources = token_sources(view)
         self.tokens_scored = 0
 
     @property

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from shard_service.core.engine import Engine
 from shard_service.core.live import Live, all_live
 from shard_service.core.table import DenseTable, Table, TokenTable
+from shoal.ids import sample_rank
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,6 +54,24 @@ class TokenSource(Source):
     def documents(self) -> NDArray[np.int64]:
         """Numbers of the live documents, ascending."""
         return np.flatnonzero(self.live.of(self.table.row_starts[:-1]))
+
+    @cached_property
+    def ranks(self) -> NDArray[np.uint64]:
+        """[documents] uint64: sample rank of each live document."""
+        ids = map(self.table.id, self.documents.tolist())
+        return np.fromiter(map(sample_rank, ids), np.uint64, len(self.documents))
+
+    @cached_property
+    def live_tokens(self) -> int:
+        """Tokens of the live documents."""
+        starts = self.table.token_starts[self.table.row_starts]
+        return int((starts[self.documents + 1] - starts[self.documents]).sum())
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of the tokens as kept, with their offsets, dead ones included."""
+        columns = (*self.table.tokens, self.table.token_starts)
+        return sum(column.nbytes for column in columns)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -103,3 +122,12 @@ class View:
     position: int
     documents: int
     passages: int
+
+
+def token_sources(view: View) -> list[TokenSource]:
+    """The sources of a view of kind colbert."""
+    found = []
+    for source in view.sources:
+        assert isinstance(source, TokenSource)
+        found.append(source)
+    return found

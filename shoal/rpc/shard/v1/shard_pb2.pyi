@@ -778,6 +778,112 @@ class DeleteResponse(_message.Message):
 Global___DeleteResponse: _TypeAlias = DeleteResponse  # noqa: Y015
 
 @_typing.final
+class SampleRequest(_message.Message):
+    """Asks for the next documents of a shard's sample."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    AFTER_ID_FIELD_NUMBER: _builtins.int
+    MAX_ROWS_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Correlates log lines and traces; any string of at most 64 bytes."""
+    after_id: _builtins.str
+    """Only documents after this one in the order of (sample rank, id); empty begins."""
+    max_rows: _builtins.int
+    """Vectors wanted at most, 1 or more; the first document is sent whatever it has."""
+    @_builtins.property
+    def key(self) -> Global___ShardKey:
+        """The shard."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        key: Global___ShardKey | None = ...,
+        after_id: _builtins.str = ...,
+        max_rows: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_id", b"after_id", "key", b"key", "max_rows", b"max_rows", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SampleRequest: _TypeAlias = SampleRequest  # noqa: Y015
+
+@_typing.final
+class SampleResponse(_message.Message):
+    """Documents in the order of (sample rank, id)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DOCUMENTS_FIELD_NUMBER: _builtins.int
+    VECTORS_FIELD_NUMBER: _builtins.int
+    LAST_FIELD_NUMBER: _builtins.int
+    last: _builtins.bool
+    """There are no documents after these."""
+    @_builtins.property
+    def documents(self) -> _containers.RepeatedCompositeFieldContainer[Global___SampledDocument]:
+        """They; no more than max_rows vectors together, unless there is just one."""
+
+    @_builtins.property
+    def vectors(self) -> _common_pb2.Matrix:
+        """Their vectors, document after document: i16 in fixed point (16,384 is 1). Unset
+        where the codec keeps codes alone.
+        """
+
+    def __init__(
+        self,
+        *,
+        documents: _abc.Iterable[Global___SampledDocument] | None = ...,
+        vectors: _common_pb2.Matrix | None = ...,
+        last: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["vectors", b"vectors"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["documents", b"documents", "last", b"last", "vectors", b"vectors"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SampleResponse: _TypeAlias = SampleResponse  # noqa: Y015
+
+@_typing.final
+class SampledDocument(_message.Message):
+    """One document of a sample."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    TITLE_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Its id."""
+    title: _builtins.str
+    """May be empty."""
+    text: _builtins.str
+    """May be empty."""
+    tokens: _builtins.int
+    """Its tokens, all passages together: its rows in vectors, where there are any."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        title: _builtins.str = ...,
+        text: _builtins.str = ...,
+        tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "text", b"text", "title", b"title", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SampledDocument: _TypeAlias = SampledDocument  # noqa: Y015
+
+@_typing.final
 class OptimizeRequest(_message.Message):
     """Asks for one segment and an empty tail."""
 
@@ -886,6 +992,9 @@ class ShardStatus(_message.Message):
     WRITER_EPOCH_FIELD_NUMBER: _builtins.int
     LOSS_FIELD_NUMBER: _builtins.int
     DETAIL_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    TOKEN_BYTES_FIELD_NUMBER: _builtins.int
+    CODEC_FIELD_NUMBER: _builtins.int
     state: Global___ShardState.ValueType
     """Whether it answers."""
     documents: _builtins.int
@@ -902,6 +1011,12 @@ class ShardStatus(_message.Message):
     """The loss to accept, when corrupt; else empty."""
     detail: _builtins.str
     """What is wrong, for a person; empty when nothing is."""
+    tokens: _builtins.int
+    """Kind colbert: live tokens."""
+    token_bytes: _builtins.int
+    """Kind colbert: bytes of the tokens as kept, offsets included, dead ones too."""
+    codec: _builtins.str
+    """Kind colbert: what keeps the tokens: "fixed-point", "pq8, 4096 centroids"."""
     @_builtins.property
     def key(self) -> Global___ShardKey:
         """The shard."""
@@ -923,10 +1038,13 @@ class ShardStatus(_message.Message):
         writer_epoch: _builtins.int = ...,
         loss: _builtins.str = ...,
         detail: _builtins.str = ...,
+        tokens: _builtins.int = ...,
+        token_bytes: _builtins.int = ...,
+        codec: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "documents", b"documents", "key", b"key", "loss", b"loss", "passages", b"passages", "position", b"position", "segments", b"segments", "state", b"state", "tail_passages", b"tail_passages", "writer_epoch", b"writer_epoch"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["codec", b"codec", "detail", b"detail", "documents", b"documents", "key", b"key", "loss", b"loss", "passages", b"passages", "position", b"position", "segments", b"segments", "state", b"state", "tail_passages", b"tail_passages", "token_bytes", b"token_bytes", "tokens", b"tokens", "writer_epoch", b"writer_epoch"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

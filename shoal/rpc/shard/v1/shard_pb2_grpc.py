@@ -76,6 +76,11 @@ class ShardServiceStub:
                 request_serializer=shoal_dot_rpc_dot_shard_dot_v1_dot_shard__pb2.DeleteRequest.SerializeToString,
                 response_deserializer=shoal_dot_rpc_dot_shard_dot_v1_dot_shard__pb2.DeleteResponse.FromString,
                 _registered_method=True)
+        self.Sample = channel.unary_unary(
+                '/shoal.rpc.shard.v1.ShardService/Sample',
+                request_serializer=shoal_dot_rpc_dot_shard_dot_v1_dot_shard__pb2.SampleRequest.SerializeToString,
+                response_deserializer=shoal_dot_rpc_dot_shard_dot_v1_dot_shard__pb2.SampleResponse.FromString,
+                _registered_method=True)
         self.Optimize = channel.unary_unary(
                 '/shoal.rpc.shard.v1.ShardService/Optimize',
                 request_serializer=shoal_dot_rpc_dot_shard_dot_v1_dot_shard__pb2.OptimizeRequest.SerializeToString,
@@ -151,6 +156,14 @@ class ShardServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Sample(self, request, context):
+        """Documents of kind colbert for training and calibration, those with the
+        smallest sample rank first, with their vectors where the codec keeps them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Optimize(self, request, context):
         """Seals the tail and merges all segments into one; answers when it serves.
         """
@@ -202,6 +215,11 @@ def add_ShardServiceServicer_to_server(servicer, server):
                     servicer.Delete,
                     request_deserializer=shoal_dot_rpc_dot_shard_dot_v1_dot_shard__pb2.DeleteRequest.FromString,
                     response_serializer=shoal_dot_rpc_dot_shard_dot_v1_dot_shard__pb2.DeleteResponse.SerializeToString,
+            ),
+            'Sample': grpc.unary_unary_rpc_method_handler(
+                    servicer.Sample,
+                    request_deserializer=shoal_dot_rpc_dot_shard_dot_v1_dot_shard__pb2.SampleRequest.FromString,
+                    response_serializer=shoal_dot_rpc_dot_shard_dot_v1_dot_shard__pb2.SampleResponse.SerializeToString,
             ),
             'Optimize': grpc.unary_unary_rpc_method_handler(
                     servicer.Optimize,
@@ -410,6 +428,33 @@ class ShardService:
             '/shoal.rpc.shard.v1.ShardService/Delete',
             shoal_dot_rpc_dot_shard_dot_v1_dot_shard__pb2.DeleteRequest.SerializeToString,
             shoal_dot_rpc_dot_shard_dot_v1_dot_shard__pb2.DeleteResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Sample(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.rpc.shard.v1.ShardService/Sample',
+            shoal_dot_rpc_dot_shard_dot_v1_dot_shard__pb2.SampleRequest.SerializeToString,
+            shoal_dot_rpc_dot_shard_dot_v1_dot_shard__pb2.SampleResponse.FromString,
             options,
             channel_credentials,
             insecure,

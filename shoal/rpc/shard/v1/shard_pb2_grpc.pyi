@@ -60,6 +60,10 @@ class ShardServiceStub:
     """Stores document versions. Answers when they are durable and visible."""
     Delete: _grpc.UnaryUnaryMultiCallable[_shard_pb2.DeleteRequest, _shard_pb2.DeleteResponse]
     """Deletes documents. Answers when that is durable and visible."""
+    Sample: _grpc.UnaryUnaryMultiCallable[_shard_pb2.SampleRequest, _shard_pb2.SampleResponse]
+    """Documents of kind colbert for training and calibration, those with the
+    smallest sample rank first, with their vectors where the codec keeps them.
+    """
     Optimize: _grpc.UnaryUnaryMultiCallable[_shard_pb2.OptimizeRequest, _shard_pb2.OptimizeResponse]
     """Seals the tail and merges all segments into one; answers when it serves."""
     GetStatus: _grpc.UnaryUnaryMultiCallable[_shard_pb2.GetStatusRequest, _shard_pb2.GetStatusResponse]
@@ -97,6 +101,10 @@ class ShardServiceAsyncStub(ShardServiceStub):
     """Stores document versions. Answers when they are durable and visible."""
     Delete: _aio.UnaryUnaryMultiCallable[_shard_pb2.DeleteRequest, _shard_pb2.DeleteResponse]  # type: ignore[assignment]
     """Deletes documents. Answers when that is durable and visible."""
+    Sample: _aio.UnaryUnaryMultiCallable[_shard_pb2.SampleRequest, _shard_pb2.SampleResponse]  # type: ignore[assignment]
+    """Documents of kind colbert for training and calibration, those with the
+    smallest sample rank first, with their vectors where the codec keeps them.
+    """
     Optimize: _aio.UnaryUnaryMultiCallable[_shard_pb2.OptimizeRequest, _shard_pb2.OptimizeResponse]  # type: ignore[assignment]
     """Seals the tail and merges all segments into one; answers when it serves."""
     GetStatus: _aio.UnaryUnaryMultiCallable[_shard_pb2.GetStatusRequest, _shard_pb2.GetStatusResponse]  # type: ignore[assignment]
@@ -173,6 +181,16 @@ class ShardServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_shard_pb2.DeleteResponse, _abc.Awaitable[_shard_pb2.DeleteResponse]]:
         """Deletes documents. Answers when that is durable and visible."""
+
+    @_abc_1.abstractmethod
+    def Sample(
+        self,
+        request: _shard_pb2.SampleRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_shard_pb2.SampleResponse, _abc.Awaitable[_shard_pb2.SampleResponse]]:
+        """Documents of kind colbert for training and calibration, those with the
+        smallest sample rank first, with their vectors where the codec keeps them.
+        """
 
     @_abc_1.abstractmethod
     def Optimize(
