@@ -33,11 +33,13 @@ class PreparedDocument:
         passages: where each is in the text.
         inputs: of each.
         truncated: some words of title or text are in no passage.
+        before: prompt and title as they stand before each passage.
     """
 
     passages: tuple[Passage, ...]
     inputs: tuple[ModelInput, ...]
     truncated: bool
+    before: str
 
 
 def prepare_query(card: Card, tokenizer: Tokenizer, text: str, may_cut: bool) -> PreparedQuery:
@@ -90,7 +92,8 @@ def prepare_document(
     if cut_title:
         title = title[: int(title_starts[room.title])].rstrip()
     passages, ids = _passages(card, tokenizer, (title, text), room, overlap)
-    return PreparedDocument(passages, _document_inputs(card, tokenizer, ids), cut_title)
+    inputs = _document_inputs(card, tokenizer, ids)
+    return PreparedDocument(passages, inputs, cut_title, _before(card, title))
 
 
 def _one_passage(card: Card, tokenizer: Tokenizer, title: str, text: str) -> PreparedDocument:
@@ -99,7 +102,7 @@ def _one_passage(card: Card, tokenizer: Tokenizer, title: str, text: str) -> Pre
     covered = min(max(end - len(before), 0), len(text))
     passage = Passage(0, covered)
     inputs = _document_inputs(card, tokenizer, [tokens.ids])
-    return PreparedDocument((passage,), inputs, tokens.count > len(tokens.ids))
+    return PreparedDocument((passage,), inputs, tokens.count > len(tokens.ids), before)
 
 
 def _query_input(card: Card, tokenizer: Tokenizer, ids: TokenIds) -> ModelInput:

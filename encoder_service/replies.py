@@ -6,6 +6,7 @@ import numpy as np
 
 from encoder_service.core.card import card_json
 from encoder_service.core.vectors import finish
+from encoder_service.labels import Label, Origin, document_labels, query_labels
 from encoder_service.models import Model
 from encoder_service.prepare import PreparedDocument, PreparedQuery
 from encoder_service.worker import Encoded
@@ -20,6 +21,11 @@ _SIMILARITIES = {
     Similarity.COSINE: common_pb2.SIMILARITY_COSINE,
     Similarity.DOT: common_pb2.SIMILARITY_DOT,
     Similarity.L2: common_pb2.SIMILARITY_L2,
+}
+_ORIGINS = {
+    Origin.ADDED: encoder_pb2.TOKEN_ORIGIN_ADDED,
+    Origin.TITLE: encoder_pb2.TOKEN_ORIGIN_TITLE,
+    Origin.TEXT: encoder_pb2.TOKEN_ORIGIN_TEXT,
 }
 
 
@@ -47,6 +53,7 @@ def queries(
     prepared: Sequence[PreparedQuery | ShoalError],
     encoded: Sequence[Encoded],
     tokenize_us: int,
+    texts: Sequence[str] | None = None,
 ) -> encoder_pb2.EncodeQueriesResponse:
     """The reply to EncodeQueries.
 
@@ -56,9 +63,11 @@ def queries(
         prepared: an outcome for each text.
         encoded: an outcome for each text that was prepared, in order.
         tokenize_us: what preparing took.
+        texts: to label their tokens.
     """
     nothing = np.zeros((0 if model.card.tokens else 1, model.card.dim), np.float32)
     rows = [nothing] * len(prepared)
+    labels: list[Label] = []
     statuses = [common_pb2.Status() for _ in prepared]
     outcomes = iter(encoded)
     for number, text in enumerate(prepared):
@@ -69,11 +78,14 @@ def queries(
             statuses[number] = to_status(outcome.error)
         elif outcome.rows is not None:
             rows[number] = outcome.rows
+            if texts is not None and isinstance(text, PreparedQuery):
+                labels += query_labels(model.card, model.tokenizer, texts[number], text)
     return encoder_pb2.EncodeQueriesResponse(
         fingerprint=model.fingerprint,
         precision=model.backend.precision,
         vectors=_matrix(model, rows, columns),
         row_counts=_row_counts(model, rows),
+        labels=map(_label, labels),
         statuses=_unless_all_ok(statuses),
         truncated=[isinstance(text, PreparedQuery) and text.truncated for text in prepared],
         token_counts=[
@@ -89,6 +101,7 @@ def documents(
     prepared: Sequence[PreparedDocument | ShoalError],
     encoded: Sequence[Encoded],
     tokenize_us: int,
+    texts: Sequence[str] | None = None,
 ) -> encoder_pb2.EncodeDocumentsResponse:
     """The reply to EncodeDocuments; a document with a passage that failed has failed.
 
@@ -98,12 +111,14 @@ def documents(
         prepared: an outcome for each document.
         encoded: an outcome for each passage of those that were prepared, in order.
         tokenize_us: what preparing took.
+        texts: of the documents, to label their tokens.
     """
     statuses = [common_pb2.Status() for _ in prepared]
     counts = [0] * len(prepared)
     starts: list[int] = []
     ends: list[int] = []
     rows: list[Float32Matrix] = []
+    labels: list[Label] = []
     at = 0
     for number, document in enumerate(prepared):
         if isinstance(document, ShoalError):
@@ -119,6 +134,8 @@ def documents(
         starts += [passage.start for passage in document.passages]
         ends += [passage.end for passage in document.passages]
         rows += [outcome.rows for outcome in outcomes if outcome.rows is not None]
+        if texts is not None:
+            labels += document_labels(model.card, model.tokenizer, texts[number], document)
     return encoder_pb2.EncodeDocumentsResponse(
         fingerprint=model.fingerprint,
         precision=model.backend.precision,
@@ -127,11 +144,18 @@ def documents(
         span_ends=ends,
         vectors=_matrix(model, rows, columns),
         row_counts=_row_counts(model, rows),
+        labels=map(_label, labels),
         statuses=_unless_all_ok(statuses),
         truncated=[
             isinstance(document, PreparedDocument) and document.truncated for document in prepared
         ],
         timings=_timings(encoded, tokenize_us),
+    )
+
+
+def _label(label: Label) -> encoder_pb2.TokenLabel:
+    return encoder_pb2.TokenLabel(
+        token=label.token, origin=_ORIGINS[label.origin], start=label.start, end=label.end
     )
 
 

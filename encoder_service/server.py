@@ -118,7 +118,8 @@ class EncoderServer(encoder_pb2_grpc.EncoderServiceServicer):
                 [text.input for text in prepared if isinstance(text, PreparedQuery)],
                 [deadlines_ns[row] for row in rows],
             )
-        return replies.queries(model, columns, prepared, encoded, tokenize_us)
+        texts = request.texts if request.want_labels and model.card.tokens else None
+        return replies.queries(model, columns, prepared, encoded, tokenize_us, texts)
 
     async def EncodeDocuments(
         self, request: encoder_pb2.EncodeDocumentsRequest, context: Any
@@ -150,7 +151,9 @@ class EncoderServer(encoder_pb2_grpc.EncoderServiceServicer):
                 passages,
                 [deadline_ns] * len(passages),
             )
-        reply = partial(replies.documents, model, columns, prepared, encoded, tokenize_us)
+        labelled = request.want_labels and model.card.tokens is not None
+        bodies = [document.text for document in request.documents] if labelled else None
+        reply = partial(replies.documents, model, columns, prepared, encoded, tokenize_us, bodies)
         return await asyncio.get_running_loop().run_in_executor(
             self._tokenizers[Lane.DOCUMENT], reply
         )

@@ -92,6 +92,23 @@ class DocumentEncoder:
         request_id: str,
         timeout_s: float,
     ) -> list[EncodedDocument | ShoalError]:
+        response = await self.reply(collection, documents, request_id, timeout_s)
+        return _parse(collection, response, len(documents))
+
+    async def reply(
+        self,
+        collection: CollectionMap,
+        documents: Sequence[common_pb2.Document],
+        request_id: str,
+        timeout_s: float,
+        *,
+        want_labels: bool = False,
+    ) -> encoder_pb2.EncodeDocumentsResponse:
+        """An encoder's own reply.
+
+        Raises:
+            ShoalError: why there is none.
+        """
         request = encoder_pb2.EncodeDocumentsRequest(
             request_id=request_id,
             fingerprint=collection.fingerprint,
@@ -101,6 +118,7 @@ class DocumentEncoder:
             chunk_tokens=collection.chunk_tokens,
             chunk_overlap=collection.chunk_overlap,
             dim=collection.encoder_dim,
+            want_labels=want_labels,
         )
         name = self._choose(collection.fingerprint)
         address = self._follower.current.addresses.get(name, "")
@@ -109,12 +127,14 @@ class DocumentEncoder:
             # Two messages keep an encoder busy; more would only use up their time in its queue.
             async with self._slots.setdefault(name, asyncio.Semaphore(_MESSAGES_PER_ENCODER)):
                 encoder = self._peers.encoder(address)
-                response = await invoke(encoder.EncodeDocuments, request, timeout_s)
+                response: encoder_pb2.EncodeDocumentsResponse = await invoke(
+                    encoder.EncodeDocuments, request, timeout_s
+                )
         except (ClusterUnreachable, Cancelled, FingerprintMismatch) as error:
             raise EncoderUnavailable(f"{name} does not encode: {error}") from error
         finally:
             self._outstanding[name] -= 1
-        return _parse(collection, response, len(documents))
+        return response
 
     def _choose(self, fingerprint: str) -> str:
         names = self._follower.current.encoders.get(fingerprint, ())

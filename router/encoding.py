@@ -124,6 +124,29 @@ class QueryEncoder:
             results[place] = result
         return [result for result in results if result is not None]
 
+    async def labels(
+        self, collection: CollectionMap, text: str, timeout_s: float
+    ) -> Sequence[encoder_pb2.TokenLabel]:
+        """Which token each row of a question of late interaction is.
+
+        Raises:
+            ShoalError: no encoder says.
+        """
+        names = self._follower.current.encoders.get(collection.fingerprint, ())
+        if not names:
+            raise EncoderUnavailable("no encoder worker with the collection's model serves")
+        request = encoder_pb2.EncodeQueriesRequest(
+            fingerprint=collection.fingerprint,
+            texts=[text],
+            allow_truncation=[True],
+            dim=collection.encoder_dim,
+            want_labels=True,
+        )
+        encoder = self._peers.encoder(self._follower.current.addresses.get(names[0], ""))
+        response = await invoke(encoder.EncodeQueries, request, timeout_s)
+        labels: Sequence[encoder_pb2.TokenLabel] = response.labels
+        return labels
+
     def _key(self, model: Model, text: str) -> CacheKey | None:
         precision = self._precisions.get(model[0])
         if precision is None:

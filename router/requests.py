@@ -8,6 +8,7 @@ import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
@@ -37,6 +38,12 @@ from shoal.types import Kind, Similarity
 from shoal.wire.arrays import check_limit, matrix_from_message, vectors_from_message
 from shoal.wire.server import Context
 
+Asking: TypeAlias = (
+    router_pb2.SearchRequest
+    | router_pb2.SearchBatchRequest
+    | router_pb2.ExplainRequest
+    | router_pb2.RerankRequest
+)
 REQUEST_ID_BYTES_MAX = 64
 DEFAULT_TOP_K = 10
 _EFFORTS = frozenset({"", "low", "normal", "high", EXHAUSTIVE})
@@ -138,7 +145,7 @@ class RequestChecker:
 
     def plan(
         self,
-        request: router_pb2.SearchRequest | router_pb2.SearchBatchRequest,
+        request: Asking,
         collection: CollectionMap,
         clock: Clock,
     ) -> Plan:

@@ -114,9 +114,9 @@ class SearchHandlers:
     async def _search(self, request: router_pb2.SearchRequest, clock: Clock) -> bytes:
         collection = find_collection(self._follower.current, request.collection)
         plan = self._checker.plan(request, collection, clock)
-        encoded = await self._question(request.query, plan)
+        encoded = await self.question(request.query, plan)
         encoded_ns = time.monotonic_ns()
-        plan, answers = await self._ask(plan, [encoded.vector])
+        plan, answers = await self.ask(plan, [encoded.vector])
         answered_ns = time.monotonic_ns()
         completed = await self._fetcher.complete(plan, answers) if plan.fields else [None]
         reply = self._judge(plan, answers[0], completed[0], encoded.truncated)
@@ -137,7 +137,12 @@ class SearchHandlers:
         shared = group.shared(reply.coverage, lambda: _shared(plan.collection, reply))
         return self._bounded(b"".join((hits, shared, own)))
 
-    async def _question(self, query: router_pb2.Query, plan: Plan) -> Encoded:
+    async def question(self, query: router_pb2.Query, plan: Plan) -> Encoded:
+        """A question ready to be asked.
+
+        Raises:
+            ShoalError: what is wrong with it, or why it cannot be encoded.
+        """
         kind = query.WhichOneof("input")
         if kind == "vector":
             count = query.vector.rows
@@ -168,7 +173,7 @@ class SearchHandlers:
         questions = await self._questions(request, plan)
         encoded_ns = time.monotonic_ns()
         good = [question for question in questions if isinstance(question, Encoded)]
-        plan, answers = await self._ask(plan, [question.vector for question in good])
+        plan, answers = await self.ask(plan, [question.vector for question in good])
         answered_ns = time.monotonic_ns()
         completed: Sequence[Completed | None] = [None] * len(answers)
         if plan.fields and answers:
@@ -221,7 +226,7 @@ class SearchHandlers:
 
     # --- both -------------------------------------------------------------
 
-    async def _ask(self, plan: Plan, vectors: Sequence[bytes]) -> tuple[Plan, list[Answer]]:
+    async def ask(self, plan: Plan, vectors: Sequence[bytes]) -> tuple[Plan, list[Answer]]:
         """Asks every shard; once more if another generation serves meanwhile.
 
         Returns:
@@ -314,7 +319,7 @@ def _batch_answer(reply: _Reply | ShoalError) -> bytes:
     completed = reply.completed
     rest = router_pb2.BatchAnswer(
         hits=() if completed is None else completed.hits,
-        coverage=_coverage_message(reply.coverage),
+        coverage=coverage_message(reply.coverage),
         truncated=reply.truncated,
         superseded=0 if completed is None else completed.superseded,
         position=reply.answer.group.position,
@@ -338,14 +343,15 @@ def _framed(answer: bytes) -> bytes:
 def _shared(collection: CollectionMap, reply: _Reply) -> bytes:
     """What the answers of a round have in common."""
     return router_pb2.SearchResponse(
-        coverage=_coverage_message(reply.coverage),
+        coverage=coverage_message(reply.coverage),
         fingerprint=collection.fingerprint,
         generation=collection.generation,
         position=reply.answer.group.position,
     ).SerializeToString()
 
 
-def _coverage_message(coverage: Coverage) -> common_pb2.Coverage:
+def coverage_message(coverage: Coverage) -> common_pb2.Coverage:
+    """Coverage on the wire."""
     return common_pb2.Coverage(
         documents_total=coverage.documents_total,
         documents_covered=coverage.documents_covered,

@@ -11,6 +11,7 @@ from router.core.topology import CollectionMap, TopologyMap
 from router.document_encoder import DocumentEncoder
 from router.documents import DocumentHandlers
 from router.encoding import QueryEncoder
+from router.explaining import LateHandlers
 from router.fetching import Fetcher
 from router.ingest import IngestHandler
 from router.lanes import Lane
@@ -89,14 +90,22 @@ class RouterServer:
             settings=self._settings,
         )
         admission = Admission("open_calls", self._settings.open_calls, retry_after_s=0.1)
-        documents = DocumentHandlers(self._follower, checker, calls, admission)
         encoder = DocumentEncoder(self._follower, self._peers)
+        late = LateHandlers(
+            follower=self._follower,
+            checker=checker,
+            search=search,
+            queries=self._encoder,
+            documents=encoder,
+            shards=calls,
+        )
+        documents = DocumentHandlers(self._follower, checker, calls, admission)
         ingest = IngestHandler(self._follower, checker, calls, encoder, self._settings)
         admin = AdminService(self._follower, self._peers, calls, checker, self._settings)
         services = router_pb2.DESCRIPTOR.services_by_name
         self._grpc.add(
             services["SearchService"],
-            SearchService(documents, ingest),
+            SearchService(documents, ingest, late),
             raw={"Search": search.search, "SearchBatch": search.search_batch},
         )
         self._grpc.add(services["AdminService"], admin)
@@ -140,7 +149,11 @@ class RouterServer:
 class SearchService:
     """The SearchService's calls that take and give messages, by their RPCs' names."""
 
-    def __init__(self, documents: DocumentHandlers, ingest: IngestHandler) -> None:
+    def __init__(
+        self, documents: DocumentHandlers, ingest: IngestHandler, late: LateHandlers
+    ) -> None:
+        self.Explain = late.explain
+        self.Rerank = late.rerank
         self.Get = documents.get
         self.Delete = documents.delete
         self.Ingest = ingest.ingest

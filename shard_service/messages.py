@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shard_service.core.checks import check_owner, token_errors, version_errors
-from shard_service.core.late import LateFound, LateQuery
+from shard_service.core.late import LateFound
 from shard_service.core.records import Content, Version, encode_content
 from shard_service.core.search import Found
 from shard_service.core.vectors import Dense, Vectors, starts_of
@@ -30,7 +30,6 @@ from shoal.errors import (
     ZeroVector,
 )
 from shoal.ids import DIGEST_BYTES
-from shoal.kernels.fixed import longest_square, squares
 from shoal.rpc.common.v1 import common_pb2
 from shoal.rpc.shard.v1 import shard_pb2
 from shoal.settings import Limits
@@ -39,7 +38,6 @@ from shoal.wire.arrays import (
     check_limit,
     column,
     matrix_from_message,
-    matrix_to_message,
     pack_column,
 )
 from shoal.wire.errors import to_status
@@ -140,41 +138,6 @@ def single_queries(request: shard_pb2.SearchRequest) -> Float32Matrix:
     with np.errstate(over="ignore"):
         converted: Float32Matrix = queries.astype(np.float32, copy=False)
     return converted
-
-
-def late_queries(request: shard_pb2.SearchRequest, spec: ShardSpec) -> list[LateQuery]:
-    """The queries as sent.
-
-    Raises:
-        MalformedMessage: columns of different lengths, rows that are none in fixed point,
-            or longer than 1.
-        InvalidRequest: centroids to be probed where there are none.
-    """
-    rows = matrix_from_message(request.queries)
-    count, counts = len(request.top_k), list(request.row_counts)
-    probes, refined = list(request.probes), list(request.refined)
-    if len(counts) != count or sum(counts) != len(rows) or min(counts, default=1) < 1:
-        raise MalformedMessage("row_counts must give every query 1 row or more of queries")
-    if {len(probes), len(refined)} not in ({0}, {count}):
-        raise MalformedMessage("probes and refined must be as long as top_k, or empty")
-    if rows.dtype != np.int16 or (len(rows) and rows.shape[1] != spec.dim):
-        raise MalformedMessage(f"queries are I16 with {spec.dim} columns")
-    if len(rows) and squares(rows).max() > longest_square(spec.dim):
-        raise MalformedMessage("a query token is longer than 1")
-    if any(refined) and not spec.codec:
-        raise InvalidRequest("vectors in fixed point have no centroids", field="refined")
-    if any(wanted and not probe for wanted, probe in zip(refined, probes, strict=True)):
-        raise InvalidRequest("a query that refines probes 1 centroid or more", field="probes")
-    tokens = np.split(rows, np.cumsum(counts)[:-1]) if counts else []
-    return [
-        LateQuery(np.ascontiguousarray(mine), top_k, *effort)
-        for mine, top_k, effort in zip(
-            tokens,
-            request.top_k,
-            zip(probes or [0] * count, refined or [0] * count, strict=True),
-            strict=True,
-        )
-    ]
 
 
 def vector_errors(spec: ShardSpec, queries: Float32Matrix) -> dict[int, ShoalError]:
@@ -419,38 +382,6 @@ def fetch(shard: Shard, request: shard_pb2.FetchRequest, limits: Limits) -> shar
         ],
         position=position,
     )
-    check_limit("max_message_bytes", response.ByteSize(), limits.max_message_bytes)
-    return response
-
-
-def sample(
-    shard: Shard, request: shard_pb2.SampleRequest, limits: Limits
-) -> shard_pb2.SampleResponse:
-    """Answers a Sample message.
-
-    Raises:
-        InvalidRequest: max_rows is 0.
-        LimitExceeded: a document alone is too large for one message.
-        NotSupported: the shard is of kind single.
-    """
-    if not request.max_rows:
-        raise InvalidRequest("max_rows is 1 or more", field="max_rows")
-    documents, last = shard.sample(request.after_id.encode(), request.max_rows)
-    response = shard_pb2.SampleResponse(
-        documents=[
-            shard_pb2.SampledDocument(
-                id=each.content.document.id,
-                title=each.content.document.title,
-                text=each.content.document.text,
-                tokens=each.count,
-            )
-            for each in documents
-        ],
-        last=last,
-    )
-    if not shard.spec.codec and documents:
-        rows = np.concatenate([each.tokens[0] for each in documents])
-        response.vectors.CopyFrom(matrix_to_message(rows))
     check_limit("max_message_bytes", response.ByteSize(), limits.max_message_bytes)
     return response
 

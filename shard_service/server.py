@@ -14,7 +14,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from shard_service import messages, metrics
+from shard_service import late_messages, messages, metrics
 from shard_service.core.late import LateFound
 from shard_service.core.search import Found
 from shard_service.indexes import threads
@@ -160,7 +160,7 @@ class _Servicer(shard_pb2_grpc.ShardServiceServicer):
         errors = messages.query_errors(shard.spec, request, view.position, self._limits)
         found: Found | LateFound
         if shard.spec.kind is Kind.COLBERT:
-            late = messages.late_queries(request, shard.spec)
+            late = late_messages.late_queries(request, shard.spec)
             work = _work(request, errors, arrived)
             asked = [late[number] for number in work.numbers.tolist()]
             found, started, ended = await self._search(
@@ -249,11 +249,21 @@ class _Servicer(shard_pb2_grpc.ShardServiceServicer):
         shard = self._registry.serving(messages.shard_ref(request.key))
         return await self._on(self._readers, lambda: messages.fetch(shard, request, self._limits))
 
+    async def Score(
+        self, request: shard_pb2.ScoreRequest, context: Context
+    ) -> shard_pb2.ScoreResponse:
+        shard = self._registry.serving(messages.shard_ref(request.key))
+        return await self._on(
+            self._readers, lambda: late_messages.score(shard, request, self._limits)
+        )
+
     async def Sample(
         self, request: shard_pb2.SampleRequest, context: Context
     ) -> shard_pb2.SampleResponse:
         shard = self._registry.serving(messages.shard_ref(request.key))
-        return await self._on(self._readers, lambda: messages.sample(shard, request, self._limits))
+        return await self._on(
+            self._readers, lambda: late_messages.sample(shard, request, self._limits)
+        )
 
 
 def _work(request: shard_pb2.SearchRequest, errors: dict[int, ShoalError], arrived: float) -> _Work:

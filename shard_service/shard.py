@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from shard_service.codecs import read_codec
 from shard_service.core import late, sampling
-from shard_service.core.late import LateFound, LateQuery
+from shard_service.core.late import Explained, LateFound, LateQuery
 from shard_service.core.records import (
     Content,
     DeleteRecord,
@@ -135,6 +135,32 @@ class Shard:
         """See `shard_service.core.late.search`. For a search thread."""
         assert isinstance(self.layout, TokenLayout)
         return late.search(view, self.layout.codec, queries, wanted)
+
+    def explain(
+        self, ids: Sequence[bytes], query: LateQuery
+    ) -> tuple[list[tuple[int, Explained] | None], float, int]:
+        """Per document its sequence number and why it has its score, None if it is not stored
+        or has no tokens; what 1 in a score is worth; and the position.
+
+        Raises:
+            NotSupported: the shard is of another kind.
+        """
+        if not isinstance(self.layout, TokenLayout):
+            raise NotSupported("only collections of kind colbert score given documents")
+        with self._lock:
+            places, view = self._state.locate(ids), self._state.view()
+        sources = token_sources(view)
+        found: list[tuple[int, Explained] | None] = []
+        for place in places:
+            explained = None
+            if place is not None:
+                source = sources[place[0]]
+                explained = late.explain(source, place[1], self.layout.codec, query)
+            if place is None or explained is None:
+                found.append(None)
+            else:
+                found.append((int(source.table.sequences[place[1]]), explained))
+        return found, self.layout.codec.unit, view.position
 
     def sample(self, after: bytes, max_rows: int) -> tuple[list[SampledContent], bool]:
         """Documents in the order of (sample rank, id), and whether there are none after them.

@@ -22,7 +22,8 @@ class Limits:
         max_dim: columns of a vector.
         max_top_k: documents of one answer.
         max_batch: queries or texts of one message.
-        max_ids: ids of one Get or Delete.
+        max_ids: ids of one Get, Delete or Rerank.
+        max_explained: documents of one Explain.
         max_text_bytes: UTF-8 bytes of one document's text.
         max_query_bytes: UTF-8 bytes of one question.
         max_payload_bytes: bytes of one document's payload.
@@ -35,6 +36,7 @@ class Limits:
     max_top_k: int = 10_000
     max_batch: int = 4_096
     max_ids: int = 10_000
+    max_explained: int = 100
     max_text_bytes: int = 16 << 20
     max_query_bytes: int = 1 << 20
     max_payload_bytes: int = 1 << 20

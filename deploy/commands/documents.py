@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +12,7 @@ import typer
 
 import shoal
 from deploy.commands.beir import STDIN, BadLine, CorpusReader
+from deploy.commands.explained import EffortOption, HtmlOption, explain, show_explained
 from deploy.commands.output import (
     DEFAULT_TARGET,
     EXIT_FAILED,
@@ -34,15 +34,6 @@ if TYPE_CHECKING:
 
     from shoal.client.ingest import Progress
     from shoal.client.model import IngestReport, Rejection
-
-
-class EffortChoice(StrEnum):
-    """Values of --effort."""
-
-    LOW = "low"
-    NORMAL = "normal"
-    HIGH = "high"
-    EXHAUSTIVE = "exhaustive"
 
 
 def _existing(files: list[Path]) -> list[Path]:
@@ -211,10 +202,11 @@ def search(  # noqa: PLR0913 - each is an option of the command
         ),
     ] = 1.0,
     deadline: Annotated[float, typer.Option(metavar="SECONDS", help="Time for the call.")] = 10.0,
-    effort: Annotated[
-        EffortChoice | None,
-        typer.Option(help="Kind colbert: how hard to look; without it, normal."),
-    ] = None,
+    effort: EffortOption = None,
+    why: Annotated[
+        bool, typer.Option("--explain", help="Kind colbert: say which words matched which.")
+    ] = False,
+    explain_html: HtmlOption = None,
     target: TargetOption = DEFAULT_TARGET,
     json: JsonOption = False,
 ) -> None:
@@ -225,14 +217,16 @@ def search(  # noqa: PLR0913 - each is an option of the command
     Example: shoal search papers "does vitamin D protect against infections?" -k 3
     """
     with shoal.connect(target) as client:
-        answer = client.search(
-            name,
-            text,
-            top_k=top_k,
-            min_coverage=min_coverage,
-            deadline_s=deadline,
-            effort="" if effort is None else effort.value,
-        )
+        how: dict[str, Any] = {
+            "top_k": top_k,
+            "min_coverage": min_coverage,
+            "deadline_s": deadline,
+            "effort": "" if effort is None else effort.value,
+        }
+        if why or explain_html is not None:
+            show_explained(client.explain(name, text, **how), text, json=json, page=explain_html)
+            return
+        answer = client.search(name, text, **how)
     if json:
         print_json(answer_json(answer))
     else:
@@ -291,5 +285,6 @@ def register(app: typer.Typer) -> None:
     """Adds the commands."""
     app.command()(ingest)
     app.command()(search)
+    app.command()(explain)
     app.command()(get)
     app.command()(delete)

@@ -109,6 +109,14 @@ class Tokenizer:
         coded = [self._whole.encode(word, add_special_tokens=False).ids for word in words]
         return frozenset(ids[0] for ids in coded if len(ids) == 1)
 
+    def token_of(self, number: int) -> str:
+        """A token of the vocabulary; empty for a number that it lacks."""
+        return self._whole.id_to_token(number) or ""
+
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        """[start, end) characters of each token, special ones included: (0, 0) for those."""
+        return list(self._whole.encode(text).offsets)
+
     def count_of_prompt(self, prompt: str) -> int:
         """Tokens of a card's prompt alone, special ones included."""
         if prompt not in self._prompts:

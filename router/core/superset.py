@@ -51,6 +51,23 @@ def merge(parts: Sequence[LatePart], refined: Sequence[int], top_k: Ints) -> Mer
     return kernels.merge(_counted(parts, refined), top_k)
 
 
+def last_counted(parts: Sequence[LatePart], row: int, refined: int) -> tuple[float, bytes] | None:
+    """Centroid score and id of the last document of a row that counts; None if there were
+    fewer than B, so that none was left out.
+    """
+    everything: list[tuple[float, bytes]] = []
+    for part in parts:
+        ends = np.cumsum(part.hits.counts).tolist()
+        for at in np.flatnonzero(part.rows == row).tolist():
+            where = slice(ends[at] - int(part.hits.counts[at]), ends[at])
+            scores = part.centroid_scores[where].tolist()
+            everything += zip((-score for score in scores), _ids(part.hits, where), strict=True)
+    if len(everything) < refined:
+        return None
+    score, key = sorted(everything)[refined - 1]
+    return -score, key
+
+
 def _counted(parts: Sequence[LatePart], refined: Sequence[int]) -> list[Part]:
     """The parts without hits that are not among their query's first B."""
     kept = [np.ones(len(part.hits.scores), dtype=np.bool_) for part in parts]

@@ -91,6 +91,63 @@ class _Scored:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """Why one document has its score.
+
+    Attributes:
+        score: of its best passage, in the codec's units.
+        centroid_score: the best of its passages by centroids; 0 where not asked for.
+        passage: the best one by full codes.
+        tokens: of that passage.
+        tokens_before: of the passages before it.
+        matched: [query tokens] int32, the passage's token that each matched.
+        similarities: [query tokens] int32; they sum to the score.
+    """
+
+    score: int
+    centroid_score: int
+    passage: int
+    tokens: int
+    tokens_before: int
+    matched: NDArray[np.int32]
+    similarities: NDArray[np.int32]
+
+
+def explain(
+    source: TokenSource, document: int, codec: TokenCodec, query: LateQuery
+) -> Explained | None:
+    """Scores one document; None if it has no tokens.
+
+    Args:
+        source: that holds it.
+        document: its number there.
+        codec: that keeps its tokens.
+        query: of which `top_k` and `refined` are not read; with `probes` 0 there is no
+            centroid score.
+    """
+    table = source.table
+    rows = np.arange(table.row_starts[document], table.row_starts[document + 1])
+    counts = table.token_starts[rows + 1] - table.token_starts[rows]
+    held = rows[counts > 0]
+    if not len(held):
+        return None
+    question = codec.question(query.tokens, query.probes)
+    runs = Runs(table.tokens, table.token_starts)
+    scores = question.score(runs, held)
+    best = held[int(scores.argmax())]
+    matches = question.match(runs, best[np.newaxis])
+    return Explained(
+        score=int(scores.max()),
+        centroid_score=int(question.score_centroids(runs, held).max()) if query.probes else 0,
+        passage=int(best - rows[0]),
+        tokens=int(counts[best - rows[0]]),
+        tokens_before=int(table.token_starts[best] - table.token_starts[rows[0]]),
+        matched=matches.tokens[0],
+        similarities=matches.similarities[0],
+    )
+
+
 class _Unwanted(Exception):
     """The query was given up."""
 

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 from shoal.client import defaults, operations, requests
 from shoal.client.async_ingest import AsyncIngest
 from shoal.client.documents import GivenDocument
+from shoal.client.explained import ExplainedAnswer, Reranked
 from shoal.client.ingest import IngestSession, OnRejected, Progress
 from shoal.client.model import (
     Answer,
@@ -126,6 +127,59 @@ class AsyncClient:
         questions = requests.batch_questions(texts, vectors)
         operation = operations.search_batch(self._limits, _request_id(), name, questions, options)
         return await self._run(operation, deadline_s)
+
+    async def explain(  # noqa: PLR0913 - options, by keyword alone
+        self,
+        name: str,
+        text: str | None = None,
+        *,
+        vector: ArrayLike | None = None,
+        ids: Sequence[str] = (),
+        top_k: int = 10,
+        effort: str = "",
+        fields: Sequence[Field] = ALL_FIELDS,
+        deadline_s: float = defaults.EXPLAIN_S,
+        min_coverage: float = 1.0,
+        allow_truncation: bool = False,
+    ) -> ExplainedAnswer:
+        """Why documents match; see `Client.explain`."""
+        options = requests.search_options(
+            top_k=top_k,
+            min_coverage=min_coverage,
+            fields=fields,
+            allow_truncation=allow_truncation,
+            after=None,
+            fingerprint="",
+            effort=effort,
+        )
+        query = requests.question(text, vector)
+        request = requests.explain_request(_request_id(), name, query, ids, options)
+        return await self._run(operations.explain(request), deadline_s)
+
+    async def rerank(
+        self,
+        name: str,
+        text: str | None = None,
+        *,
+        vector: ArrayLike | None = None,
+        ids: Sequence[str],
+        top_k: int = 0,
+        fields: Sequence[Field] = ALL_FIELDS,
+        deadline_s: float = defaults.EXPLAIN_S,
+    ) -> Reranked:
+        """Given documents by score; see `Client.rerank`."""
+        options = requests.search_options(
+            top_k=top_k or max(1, len(ids)),
+            min_coverage=1.0,
+            fields=fields,
+            allow_truncation=False,
+            after=None,
+            fingerprint="",
+            effort="",
+        )
+        query = requests.question(text, vector)
+        request = requests.rerank_request(_request_id(), name, query, ids, options)
+        return await self._run(operations.rerank(request), deadline_s)
 
     async def ingest(
         self,

@@ -1,6 +1,7 @@
 """Deadlines in seconds where the caller gives none."""
 
 SEARCH_S = 10.0
+EXPLAIN_S = 30.0
 SEARCH_BATCH_S = 60.0
 GET_S = 30.0
 DELETE_S = 30.0

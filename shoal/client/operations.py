@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from google.protobuf.message import Message
 
 from shoal.client import replies, requests
+from shoal.client.explained import ExplainedAnswer, Reranked
 from shoal.client.model import (
     Answer,
     ClusterStatus,
@@ -111,6 +112,16 @@ def _search_in_parts(cache: LimitsCache, request: router_pb2.SearchRequest) -> O
     )
     gone = len(answer) - len(hits)
     return replace(answer, hits=hits, superseded=answer.superseded + gone)
+
+
+def explain(request: router_pb2.ExplainRequest) -> Operation[ExplainedAnswer]:
+    """Why documents match."""
+    return replies.explained((yield from read("Explain", request)))
+
+
+def rerank(request: router_pb2.RerankRequest) -> Operation[Reranked]:
+    """Given documents by score."""
+    return replies.reranked((yield from read("Rerank", request)))
 
 
 def search_batch(

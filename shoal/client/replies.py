@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+from shoal.client.explained import ExplainedAnswer, Explanation, Match, Reranked, Token
 from shoal.client.model import (
     Answer,
     ClusterStatus,
@@ -31,6 +32,17 @@ _SIMILARITIES = {
     common_pb2.SIMILARITY_DOT: "dot",
     common_pb2.SIMILARITY_L2: "l2",
 }
+_OUTCOMES = {
+    router_pb2.OUTCOME_HIT: "hit",
+    router_pb2.OUTCOME_DROPPED_BY_CENTROIDS: "dropped_by_centroids",
+    router_pb2.OUTCOME_DROPPED_BY_SCORE: "dropped_by_score",
+    router_pb2.OUTCOME_NOT_FOUND: "not_found",
+}
+_ORIGINS = {
+    router_pb2.TOKEN_ORIGIN_ADDED: "added",
+    router_pb2.TOKEN_ORIGIN_TITLE: "title",
+    router_pb2.TOKEN_ORIGIN_TEXT: "text",
+}
 _LIMIT_NAMES = {field.name for field in dataclasses.fields(Limits)}
 
 
@@ -45,6 +57,64 @@ def answer(response: router_pb2.SearchResponse) -> Answer:
         position=response.position,
         truncated=response.truncated,
         superseded=response.superseded,
+        request_id=response.request_id,
+    )
+
+
+def explained(response: router_pb2.ExplainResponse) -> ExplainedAnswer:
+    """Why documents match."""
+    return ExplainedAnswer(
+        tokens=tuple(map(_token, response.tokens)),
+        explanations=tuple(map(_explanation, response.explanations)),
+        coverage=coverage(response.coverage),
+        fingerprint=response.fingerprint,
+        generation=response.generation,
+        truncated=response.truncated,
+        request_id=response.request_id,
+    )
+
+
+def _explanation(message: router_pb2.Explanation) -> Explanation:
+    document = message.document
+    return Explanation(
+        id=message.id,
+        outcome=_OUTCOMES.get(message.outcome, "unknown"),
+        score=message.score,
+        rank=message.rank,
+        score_cut=message.score_cut,
+        centroid_score=message.centroid_score,
+        centroid_cut=message.centroid_cut,
+        passage=message.passage,
+        chunk=Span(message.chunk.start, message.chunk.end) if message.HasField("chunk") else None,
+        title=document.title,
+        text=document.text,
+        payload=payload(document.payload),
+        matches=tuple(
+            Match(
+                document_token=match.document_token,
+                token=_token(match.token) if match.HasField("token") else None,
+                similarity=match.similarity,
+                exact_similarity=(
+                    match.exact_similarity if match.HasField("exact_similarity") else None
+                ),
+            )
+            for match in message.matches
+        ),
+    )
+
+
+def _token(message: router_pb2.ExplainedToken) -> Token:
+    return Token(message.token, _ORIGINS.get(message.origin, ""), Span(message.start, message.end))
+
+
+def reranked(response: router_pb2.RerankResponse) -> Reranked:
+    """Given documents by score."""
+    return Reranked(
+        hits=tuple(map(_hit, response.hits)),
+        not_found=tuple(response.not_found),
+        fingerprint=response.fingerprint,
+        generation=response.generation,
+        truncated=response.truncated,
         request_id=response.request_id,
     )
 

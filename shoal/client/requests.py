@@ -85,15 +85,58 @@ def search_request(
         InvalidRequest: both or neither are given, or the text is no Unicode.
         InvalidName: the collection's name cannot be one.
     """
+    return router_pb2.SearchRequest(
+        request_id=request_id,
+        collection=check_name(name),
+        query=question(text, vector),
+        options=options,
+    )
+
+
+def question(text: str | None, vector: ArrayLike | None) -> router_pb2.Query:
+    """Words, or vectors.
+
+    Raises:
+        InvalidRequest: both or neither are given, or the text is no Unicode.
+    """
     if (text is None) == (vector is None):
         raise InvalidRequest("give either text or vector", field="query")
-    query = (
-        router_pb2.Query(text=utf8("text", text))
-        if text is not None
-        else router_pb2.Query(vector=vector_message(vector))
+    if text is not None:
+        return router_pb2.Query(text=utf8("text", text))
+    return router_pb2.Query(vector=vector_message(vector))
+
+
+def explain_request(
+    request_id: str,
+    name: str,
+    query: router_pb2.Query,
+    ids: str | Sequence[str],
+    options: router_pb2.SearchOptions,
+) -> router_pb2.ExplainRequest:
+    """Why documents match a question."""
+    return router_pb2.ExplainRequest(
+        request_id=request_id,
+        collection=check_name(name),
+        query=query,
+        ids=document_ids(ids),
+        options=options,
     )
-    return router_pb2.SearchRequest(
-        request_id=request_id, collection=check_name(name), query=query, options=options
+
+
+def rerank_request(
+    request_id: str,
+    name: str,
+    query: router_pb2.Query,
+    ids: str | Sequence[str],
+    options: router_pb2.SearchOptions,
+) -> router_pb2.RerankRequest:
+    """Documents from elsewhere, to be ordered."""
+    return router_pb2.RerankRequest(
+        request_id=request_id,
+        collection=check_name(name),
+        query=query,
+        ids=document_ids(ids),
+        options=options,
     )
 
 

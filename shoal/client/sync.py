@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 
 from shoal.client import defaults, operations, requests
 from shoal.client.documents import GivenDocument
+from shoal.client.explained import ExplainedAnswer, Reranked
 from shoal.client.ingest import IngestSession, OnRejected, Progress
 from shoal.client.model import (
     Answer,
@@ -172,6 +173,89 @@ class Client:
         questions = requests.batch_questions(texts, vectors)
         operation = operations.search_batch(self._limits, _request_id(), name, questions, options)
         return self._run(operation, deadline_s)
+
+    def explain(  # noqa: PLR0913 - options, by keyword alone
+        self,
+        name: str,
+        text: str | None = None,
+        *,
+        vector: ArrayLike | None = None,
+        ids: Sequence[str] = (),
+        top_k: int = 10,
+        effort: str = "",
+        fields: Sequence[Field] = ALL_FIELDS,
+        deadline_s: float = defaults.EXPLAIN_S,
+        min_coverage: float = 1.0,
+        allow_truncation: bool = False,
+    ) -> ExplainedAnswer:
+        """Which token matched which, and where documents were dropped (kind colbert).
+
+        Args:
+            name: the collection.
+            text: the question in words; or
+            vector: the question as an array [tokens, dim] of floats.
+            ids: documents to explain, found by the search or not; empty explains its hits.
+            top_k: documents that the search wants; with effort, what the ranks and cuts
+                are of.
+            effort: as in `search`.
+            fields: parts of each document that come along.
+            deadline_s: seconds after which the answer is of no use.
+            min_coverage: as in `search`.
+            allow_truncation: cut an over-long question instead of refusing it.
+
+        Raises:
+            NotSupported: the collection is of kind single. Others: see `search`.
+        """
+        options = requests.search_options(
+            top_k=top_k,
+            min_coverage=min_coverage,
+            fields=fields,
+            allow_truncation=allow_truncation,
+            after=None,
+            fingerprint="",
+            effort=effort,
+        )
+        query = requests.question(text, vector)
+        request = requests.explain_request(_request_id(), name, query, ids, options)
+        return self._run(operations.explain(request), deadline_s)
+
+    def rerank(
+        self,
+        name: str,
+        text: str | None = None,
+        *,
+        vector: ArrayLike | None = None,
+        ids: Sequence[str],
+        top_k: int = 0,
+        fields: Sequence[Field] = ALL_FIELDS,
+        deadline_s: float = defaults.EXPLAIN_S,
+    ) -> Reranked:
+        """Orders given documents by their scores for a question (kind colbert).
+
+        Args:
+            name: the collection.
+            text: the question in words; or
+            vector: the question as an array [tokens, dim] of floats.
+            ids: the documents.
+            top_k: documents wanted; 0 wants all.
+            fields: parts of each document that come along.
+            deadline_s: seconds after which the answer is of no use.
+
+        Raises:
+            NotSupported: the collection is of kind single. Others: see `search`.
+        """
+        options = requests.search_options(
+            top_k=top_k or max(1, len(ids)),
+            min_coverage=1.0,
+            fields=fields,
+            allow_truncation=False,
+            after=None,
+            fingerprint="",
+            effort="",
+        )
+        query = requests.question(text, vector)
+        request = requests.rerank_request(_request_id(), name, query, ids, options)
+        return self._run(operations.rerank(request), deadline_s)
 
     def ingest(
         self,

@@ -25,35 +25,39 @@ _sym_db = _symbol_database.Default()
 from shoal.rpc.common.v1 import common_pb2 as shoal_dot_rpc_dot_common_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"shoal/rpc/encoder/v1/encoder.proto\x12\x14shoal.rpc.encoder.v1\x1a shoal/rpc/common/v1/common.proto\"\x8b\x01\n\x14\x45ncodeQueriesRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\r\n\x05texts\x18\x03 \x03(\t\x12\x14\n\x0ctime_left_us\x18\x04 \x03(\x04\x12\x18\n\x10\x61llow_truncation\x18\x05 \x03(\x08\x12\x0b\n\x03\x64im\x18\x06 \x01(\r\"\x8f\x02\n\x15\x45ncodeQueriesResponse\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\t\x12\x11\n\tprecision\x18\x02 \x01(\t\x12,\n\x07vectors\x18\x03 \x01(\x0b\x32\x1b.shoal.rpc.common.v1.Matrix\x12-\n\x08statuses\x18\x04 \x03(\x0b\x32\x1b.shoal.rpc.common.v1.Status\x12\x11\n\ttruncated\x18\x05 \x03(\x08\x12\x14\n\x0ctoken_counts\x18\x06 \x03(\r\x12\x34\n\x07timings\x18\x07 \x01(\x0b\x32#.shoal.rpc.encoder.v1.EncodeTimings\x12\x12\n\nrow_counts\x18\x08 \x03(\r\"+\n\x0c\x44ocumentText\x12\r\n\x05title\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\"\xb2\x01\n\x16\x45ncodeDocumentsRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\x35\n\tdocuments\x18\x03 \x03(\x0b\x32\".shoal.rpc.encoder.v1.DocumentText\x12\x14\n\x0c\x63hunk_tokens\x18\x04 \x01(\r\x12\x15\n\rchunk_overlap\x18\x05 \x01(\r\x12\x0b\n\x03\x64im\x18\x06 \x01(\r\"\xbb\x02\n\x17\x45ncodeDocumentsResponse\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\t\x12\x11\n\tprecision\x18\x02 \x01(\t\x12\x16\n\x0epassage_counts\x18\x03 \x03(\r\x12\x13\n\x0bspan_starts\x18\x04 \x03(\r\x12\x11\n\tspan_ends\x18\x05 \x03(\r\x12,\n\x07vectors\x18\x06 \x01(\x0b\x32\x1b.shoal.rpc.common.v1.Matrix\x12-\n\x08statuses\x18\x07 \x03(\x0b\x32\x1b.shoal.rpc.common.v1.Status\x12\x11\n\ttruncated\x18\x08 \x03(\x08\x12\x34\n\x07timings\x18\t \x01(\x0b\x32#.shoal.rpc.encoder.v1.EncodeTimings\x12\x12\n\nrow_counts\x18\n \x03(\r\"L\n\rEncodeTimings\x12\x13\n\x0btokenize_us\x18\x01 \x01(\x04\x12\x10\n\x08queue_us\x18\x02 \x01(\x04\x12\x14\n\x0cinference_us\x18\x03 \x01(\x04\"8\n\x10LoadModelRequest\x12\x0f\n\x07\x65ncoder\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\"C\n\x11LoadModelResponse\x12.\n\x05model\x18\x01 \x01(\x0b\x32\x1f.shoal.rpc.encoder.v1.ModelInfo\"\x10\n\x0eGetInfoRequest\"y\n\x0fGetInfoResponse\x12/\n\x06models\x18\x01 \x03(\x0b\x32\x1f.shoal.rpc.encoder.v1.ModelInfo\x12\x14\n\x0cqueue_length\x18\x02 \x01(\r\x12\x0e\n\x06\x64\x65vice\x18\x03 \x01(\t\x12\x0f\n\x07threads\x18\x04 \x01(\r\"\xa8\x02\n\tModelInfo\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\t\x12\x0f\n\x07\x65ncoder\x18\x02 \x01(\t\x12\x11\n\tcard_json\x18\x03 \x01(\t\x12\x0b\n\x03\x64im\x18\x04 \x01(\r\x12\x33\n\nsimilarity\x18\x05 \x01(\x0e\x32\x1f.shoal.rpc.common.v1.Similarity\x12\x11\n\tprecision\x18\x06 \x01(\t\x12\x13\n\x0b\x62\x61tch_drift\x18\x07 \x01(\x01\x12\x14\n\x0cgolden_drift\x18\x08 \x01(\x01\x12\x1b\n\x13max_document_tokens\x18\t \x01(\r\x12\x18\n\x10max_query_tokens\x18\n \x01(\r\x12\x14\n\x0cgolden_texts\x18\x0b \x01(\r\x12\x15\n\rtoken_vectors\x18\x0c \x01(\x08\x32\xa0\x03\n\x0e\x45ncoderService\x12h\n\rEncodeQueries\x12*.shoal.rpc.encoder.v1.EncodeQueriesRequest\x1a+.shoal.rpc.encoder.v1.EncodeQueriesResponse\x12n\n\x0f\x45ncodeDocuments\x12,.shoal.rpc.encoder.v1.EncodeDocumentsRequest\x1a-.shoal.rpc.encoder.v1.EncodeDocumentsResponse\x12\\\n\tLoadModel\x12&.shoal.rpc.encoder.v1.LoadModelRequest\x1a\'.shoal.rpc.encoder.v1.LoadModelResponse\x12V\n\x07GetInfo\x12$.shoal.rpc.encoder.v1.GetInfoRequest\x1a%.shoal.rpc.encoder.v1.GetInfoResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"shoal/rpc/encoder/v1/encoder.proto\x12\x14shoal.rpc.encoder.v1\x1a shoal/rpc/common/v1/common.proto\"\xa0\x01\n\x14\x45ncodeQueriesRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\r\n\x05texts\x18\x03 \x03(\t\x12\x14\n\x0ctime_left_us\x18\x04 \x03(\x04\x12\x18\n\x10\x61llow_truncation\x18\x05 \x03(\x08\x12\x0b\n\x03\x64im\x18\x06 \x01(\r\x12\x13\n\x0bwant_labels\x18\x07 \x01(\x08\"\xc1\x02\n\x15\x45ncodeQueriesResponse\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\t\x12\x11\n\tprecision\x18\x02 \x01(\t\x12,\n\x07vectors\x18\x03 \x01(\x0b\x32\x1b.shoal.rpc.common.v1.Matrix\x12-\n\x08statuses\x18\x04 \x03(\x0b\x32\x1b.shoal.rpc.common.v1.Status\x12\x11\n\ttruncated\x18\x05 \x03(\x08\x12\x14\n\x0ctoken_counts\x18\x06 \x03(\r\x12\x34\n\x07timings\x18\x07 \x01(\x0b\x32#.shoal.rpc.encoder.v1.EncodeTimings\x12\x12\n\nrow_counts\x18\x08 \x03(\r\x12\x30\n\x06labels\x18\t \x03(\x0b\x32 .shoal.rpc.encoder.v1.TokenLabel\"j\n\nTokenLabel\x12\r\n\x05token\x18\x01 \x01(\t\x12\x31\n\x06origin\x18\x02 \x01(\x0e\x32!.shoal.rpc.encoder.v1.TokenOrigin\x12\r\n\x05start\x18\x03 \x01(\r\x12\x0b\n\x03\x65nd\x18\x04 \x01(\r\"+\n\x0c\x44ocumentText\x12\r\n\x05title\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\"\xc7\x01\n\x16\x45ncodeDocumentsRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\x35\n\tdocuments\x18\x03 \x03(\x0b\x32\".shoal.rpc.encoder.v1.DocumentText\x12\x14\n\x0c\x63hunk_tokens\x18\x04 \x01(\r\x12\x15\n\rchunk_overlap\x18\x05 \x01(\r\x12\x0b\n\x03\x64im\x18\x06 \x01(\r\x12\x13\n\x0bwant_labels\x18\x07 \x01(\x08\"\xed\x02\n\x17\x45ncodeDocumentsResponse\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\t\x12\x11\n\tprecision\x18\x02 \x01(\t\x12\x16\n\x0epassage_counts\x18\x03 \x03(\r\x12\x13\n\x0bspan_starts\x18\x04 \x03(\r\x12\x11\n\tspan_ends\x18\x05 \x03(\r\x12,\n\x07vectors\x18\x06 \x01(\x0b\x32\x1b.shoal.rpc.common.v1.Matrix\x12-\n\x08statuses\x18\x07 \x03(\x0b\x32\x1b.shoal.rpc.common.v1.Status\x12\x11\n\ttruncated\x18\x08 \x03(\x08\x12\x34\n\x07timings\x18\t \x01(\x0b\x32#.shoal.rpc.encoder.v1.EncodeTimings\x12\x12\n\nrow_counts\x18\n \x03(\r\x12\x30\n\x06labels\x18\x0b \x03(\x0b\x32 .shoal.rpc.encoder.v1.TokenLabel\"L\n\rEncodeTimings\x12\x13\n\x0btokenize_us\x18\x01 \x01(\x04\x12\x10\n\x08queue_us\x18\x02 \x01(\x04\x12\x14\n\x0cinference_us\x18\x03 \x01(\x04\"8\n\x10LoadModelRequest\x12\x0f\n\x07\x65ncoder\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\"C\n\x11LoadModelResponse\x12.\n\x05model\x18\x01 \x01(\x0b\x32\x1f.shoal.rpc.encoder.v1.ModelInfo\"\x10\n\x0eGetInfoRequest\"y\n\x0fGetInfoResponse\x12/\n\x06models\x18\x01 \x03(\x0b\x32\x1f.shoal.rpc.encoder.v1.ModelInfo\x12\x14\n\x0cqueue_length\x18\x02 \x01(\r\x12\x0e\n\x06\x64\x65vice\x18\x03 \x01(\t\x12\x0f\n\x07threads\x18\x04 \x01(\r\"\xa8\x02\n\tModelInfo\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\t\x12\x0f\n\x07\x65ncoder\x18\x02 \x01(\t\x12\x11\n\tcard_json\x18\x03 \x01(\t\x12\x0b\n\x03\x64im\x18\x04 \x01(\r\x12\x33\n\nsimilarity\x18\x05 \x01(\x0e\x32\x1f.shoal.rpc.common.v1.Similarity\x12\x11\n\tprecision\x18\x06 \x01(\t\x12\x13\n\x0b\x62\x61tch_drift\x18\x07 \x01(\x01\x12\x14\n\x0cgolden_drift\x18\x08 \x01(\x01\x12\x1b\n\x13max_document_tokens\x18\t \x01(\r\x12\x18\n\x10max_query_tokens\x18\n \x01(\r\x12\x14\n\x0cgolden_texts\x18\x0b \x01(\r\x12\x15\n\rtoken_vectors\x18\x0c \x01(\x08*r\n\x0bTokenOrigin\x12\x1c\n\x18TOKEN_ORIGIN_UNSPECIFIED\x10\x00\x12\x16\n\x12TOKEN_ORIGIN_ADDED\x10\x01\x12\x16\n\x12TOKEN_ORIGIN_TITLE\x10\x02\x12\x15\n\x11TOKEN_ORIGIN_TEXT\x10\x03\x32\xa0\x03\n\x0e\x45ncoderService\x12h\n\rEncodeQueries\x12*.shoal.rpc.encoder.v1.EncodeQueriesRequest\x1a+.shoal.rpc.encoder.v1.EncodeQueriesResponse\x12n\n\x0f\x45ncodeDocuments\x12,.shoal.rpc.encoder.v1.EncodeDocumentsRequest\x1a-.shoal.rpc.encoder.v1.EncodeDocumentsResponse\x12\\\n\tLoadModel\x12&.shoal.rpc.encoder.v1.LoadModelRequest\x1a\'.shoal.rpc.encoder.v1.LoadModelResponse\x12V\n\x07GetInfo\x12$.shoal.rpc.encoder.v1.GetInfoRequest\x1a%.shoal.rpc.encoder.v1.GetInfoResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'shoal.rpc.encoder.v1.encoder_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_TOKENORIGIN']._serialized_start=1949
+  _globals['_TOKENORIGIN']._serialized_end=2063
   _globals['_ENCODEQUERIESREQUEST']._serialized_start=95
-  _globals['_ENCODEQUERIESREQUEST']._serialized_end=234
-  _globals['_ENCODEQUERIESRESPONSE']._serialized_start=237
-  _globals['_ENCODEQUERIESRESPONSE']._serialized_end=508
-  _globals['_DOCUMENTTEXT']._serialized_start=510
-  _globals['_DOCUMENTTEXT']._serialized_end=553
-  _globals['_ENCODEDOCUMENTSREQUEST']._serialized_start=556
-  _globals['_ENCODEDOCUMENTSREQUEST']._serialized_end=734
-  _globals['_ENCODEDOCUMENTSRESPONSE']._serialized_start=737
-  _globals['_ENCODEDOCUMENTSRESPONSE']._serialized_end=1052
-  _globals['_ENCODETIMINGS']._serialized_start=1054
-  _globals['_ENCODETIMINGS']._serialized_end=1130
-  _globals['_LOADMODELREQUEST']._serialized_start=1132
-  _globals['_LOADMODELREQUEST']._serialized_end=1188
-  _globals['_LOADMODELRESPONSE']._serialized_start=1190
-  _globals['_LOADMODELRESPONSE']._serialized_end=1257
-  _globals['_GETINFOREQUEST']._serialized_start=1259
-  _globals['_GETINFOREQUEST']._serialized_end=1275
-  _globals['_GETINFORESPONSE']._serialized_start=1277
-  _globals['_GETINFORESPONSE']._serialized_end=1398
-  _globals['_MODELINFO']._serialized_start=1401
-  _globals['_MODELINFO']._serialized_end=1697
-  _globals['_ENCODERSERVICE']._serialized_start=1700
-  _globals['_ENCODERSERVICE']._serialized_end=2116
+  _globals['_ENCODEQUERIESREQUEST']._serialized_end=255
+  _globals['_ENCODEQUERIESRESPONSE']._serialized_start=258
+  _globals['_ENCODEQUERIESRESPONSE']._serialized_end=579
+  _globals['_TOKENLABEL']._serialized_start=581
+  _globals['_TOKENLABEL']._serialized_end=687
+  _globals['_DOCUMENTTEXT']._serialized_start=689
+  _globals['_DOCUMENTTEXT']._serialized_end=732
+  _globals['_ENCODEDOCUMENTSREQUEST']._serialized_start=735
+  _globals['_ENCODEDOCUMENTSREQUEST']._serialized_end=934
+  _globals['_ENCODEDOCUMENTSRESPONSE']._serialized_start=937
+  _globals['_ENCODEDOCUMENTSRESPONSE']._serialized_end=1302
+  _globals['_ENCODETIMINGS']._serialized_start=1304
+  _globals['_ENCODETIMINGS']._serialized_end=1380
+  _globals['_LOADMODELREQUEST']._serialized_start=1382
+  _globals['_LOADMODELREQUEST']._serialized_end=1438
+  _globals['_LOADMODELRESPONSE']._serialized_start=1440
+  _globals['_LOADMODELRESPONSE']._serialized_end=1507
+  _globals['_GETINFOREQUEST']._serialized_start=1509
+  _globals['_GETINFOREQUEST']._serialized_end=1525
+  _globals['_GETINFORESPONSE']._serialized_start=1527
+  _globals['_GETINFORESPONSE']._serialized_end=1648
+  _globals['_MODELINFO']._serialized_start=1651
+  _globals['_MODELINFO']._serialized_end=1947
+  _globals['_ENCODERSERVICE']._serialized_start=2066
+  _globals['_ENCODERSERVICE']._serialized_end=2482
 # @@protoc_insertion_point(module_scope)

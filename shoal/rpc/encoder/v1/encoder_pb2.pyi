@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from shoal.rpc.common.v1 import common_pb2 as _common_pb2
 import builtins as _builtins
 import sys
@@ -18,6 +19,34 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _TokenOrigin:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TokenOriginEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TokenOrigin.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TOKEN_ORIGIN_UNSPECIFIED: _TokenOrigin.ValueType  # 0
+    """Never valid on the wire."""
+    TOKEN_ORIGIN_ADDED: _TokenOrigin.ValueType  # 1
+    """The encoder added it: a marker, a mask, a special token, the card's prompt."""
+    TOKEN_ORIGIN_TITLE: _TokenOrigin.ValueType  # 2
+    """The document's title."""
+    TOKEN_ORIGIN_TEXT: _TokenOrigin.ValueType  # 3
+    """The document's text, or the question."""
+
+class TokenOrigin(_TokenOrigin, metaclass=_TokenOriginEnumTypeWrapper):
+    """Where a token is from."""
+
+TOKEN_ORIGIN_UNSPECIFIED: TokenOrigin.ValueType  # 0
+"""Never valid on the wire."""
+TOKEN_ORIGIN_ADDED: TokenOrigin.ValueType  # 1
+"""The encoder added it: a marker, a mask, a special token, the card's prompt."""
+TOKEN_ORIGIN_TITLE: TokenOrigin.ValueType  # 2
+"""The document's title."""
+TOKEN_ORIGIN_TEXT: TokenOrigin.ValueType  # 3
+"""The document's text, or the question."""
+Global___TokenOrigin: _TypeAlias = TokenOrigin  # noqa: Y015
 
 @_typing.final
 class EncodeQueriesRequest(_message.Message):
@@ -31,12 +60,15 @@ class EncodeQueriesRequest(_message.Message):
     TIME_LEFT_US_FIELD_NUMBER: _builtins.int
     ALLOW_TRUNCATION_FIELD_NUMBER: _builtins.int
     DIM_FIELD_NUMBER: _builtins.int
+    WANT_LABELS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Correlates log lines and traces; any string of at most 64 bytes."""
     fingerprint: _builtins.str
     """Fingerprint of the model to use."""
     dim: _builtins.int
     """Matryoshka: columns to keep, one of the card's; 0 keeps all."""
+    want_labels: _builtins.bool
+    """Say which token each row of token vectors is."""
     @_builtins.property
     def texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The questions, untemplated; the worker applies the card's query prompt."""
@@ -62,10 +94,11 @@ class EncodeQueriesRequest(_message.Message):
         time_left_us: _abc.Iterable[_builtins.int] | None = ...,
         allow_truncation: _abc.Iterable[_builtins.bool] | None = ...,
         dim: _builtins.int = ...,
+        want_labels: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_truncation", b"allow_truncation", "dim", b"dim", "fingerprint", b"fingerprint", "request_id", b"request_id", "texts", b"texts", "time_left_us", b"time_left_us"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_truncation", b"allow_truncation", "dim", b"dim", "fingerprint", b"fingerprint", "request_id", b"request_id", "texts", b"texts", "time_left_us", b"time_left_us", "want_labels", b"want_labels"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -85,6 +118,7 @@ class EncodeQueriesResponse(_message.Message):
     TOKEN_COUNTS_FIELD_NUMBER: _builtins.int
     TIMINGS_FIELD_NUMBER: _builtins.int
     ROW_COUNTS_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
     fingerprint: _builtins.str
     """Fingerprint of the model that encoded."""
     precision: _builtins.str
@@ -118,6 +152,10 @@ class EncodeQueriesResponse(_message.Message):
     def row_counts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Per text: its rows in vectors. Empty from a model with one vector per text."""
 
+    @_builtins.property
+    def labels(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenLabel]:
+        """Per row of token vectors, where asked for."""
+
     def __init__(
         self,
         *,
@@ -129,14 +167,49 @@ class EncodeQueriesResponse(_message.Message):
         token_counts: _abc.Iterable[_builtins.int] | None = ...,
         timings: Global___EncodeTimings | None = ...,
         row_counts: _abc.Iterable[_builtins.int] | None = ...,
+        labels: _abc.Iterable[Global___TokenLabel] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["timings", b"timings", "vectors", b"vectors"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint", "precision", b"precision", "row_counts", b"row_counts", "statuses", b"statuses", "timings", b"timings", "token_counts", b"token_counts", "truncated", b"truncated", "vectors", b"vectors"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint", "labels", b"labels", "precision", b"precision", "row_counts", b"row_counts", "statuses", b"statuses", "timings", b"timings", "token_counts", b"token_counts", "truncated", b"truncated", "vectors", b"vectors"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___EncodeQueriesResponse: _TypeAlias = EncodeQueriesResponse  # noqa: Y015
+
+@_typing.final
+class TokenLabel(_message.Message):
+    """Which token a row of token vectors is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_FIELD_NUMBER: _builtins.int
+    ORIGIN_FIELD_NUMBER: _builtins.int
+    START_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    token: _builtins.str
+    """As the vocabulary has it: "vitamin", "##s", "[CLS]"."""
+    origin: Global___TokenOrigin.ValueType
+    """Where it is from."""
+    start: _builtins.int
+    """First character there, 0-based; 0 for what the encoder added."""
+    end: _builtins.int
+    """One past the last character there; 0 for what the encoder added."""
+    def __init__(
+        self,
+        *,
+        token: _builtins.str = ...,
+        origin: Global___TokenOrigin.ValueType = ...,
+        start: _builtins.int = ...,
+        end: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "origin", b"origin", "start", b"start", "token", b"token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TokenLabel: _TypeAlias = TokenLabel  # noqa: Y015
 
 @_typing.final
 class DocumentText(_message.Message):
@@ -176,6 +249,7 @@ class EncodeDocumentsRequest(_message.Message):
     CHUNK_TOKENS_FIELD_NUMBER: _builtins.int
     CHUNK_OVERLAP_FIELD_NUMBER: _builtins.int
     DIM_FIELD_NUMBER: _builtins.int
+    WANT_LABELS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Correlates log lines and traces; any string of at most 64 bytes."""
     fingerprint: _builtins.str
@@ -188,6 +262,8 @@ class EncodeDocumentsRequest(_message.Message):
     """Tokens that neighbouring passages share; below chunk_tokens."""
     dim: _builtins.int
     """Matryoshka: columns to keep, one of the card's; 0 keeps all."""
+    want_labels: _builtins.bool
+    """Say which token each row of token vectors is."""
     @_builtins.property
     def documents(self) -> _containers.RepeatedCompositeFieldContainer[Global___DocumentText]:
         """The documents, untemplated."""
@@ -201,10 +277,11 @@ class EncodeDocumentsRequest(_message.Message):
         chunk_tokens: _builtins.int = ...,
         chunk_overlap: _builtins.int = ...,
         dim: _builtins.int = ...,
+        want_labels: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_overlap", b"chunk_overlap", "chunk_tokens", b"chunk_tokens", "dim", b"dim", "documents", b"documents", "fingerprint", b"fingerprint", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_overlap", b"chunk_overlap", "chunk_tokens", b"chunk_tokens", "dim", b"dim", "documents", b"documents", "fingerprint", b"fingerprint", "request_id", b"request_id", "want_labels", b"want_labels"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -226,6 +303,7 @@ class EncodeDocumentsResponse(_message.Message):
     TRUNCATED_FIELD_NUMBER: _builtins.int
     TIMINGS_FIELD_NUMBER: _builtins.int
     ROW_COUNTS_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
     fingerprint: _builtins.str
     """Fingerprint of the model that encoded."""
     precision: _builtins.str
@@ -270,6 +348,10 @@ class EncodeDocumentsResponse(_message.Message):
         per text.
         """
 
+    @_builtins.property
+    def labels(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenLabel]:
+        """Per row of token vectors, where asked for."""
+
     def __init__(
         self,
         *,
@@ -283,10 +365,11 @@ class EncodeDocumentsResponse(_message.Message):
         truncated: _abc.Iterable[_builtins.bool] | None = ...,
         timings: Global___EncodeTimings | None = ...,
         row_counts: _abc.Iterable[_builtins.int] | None = ...,
+        labels: _abc.Iterable[Global___TokenLabel] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["timings", b"timings", "vectors", b"vectors"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint", "passage_counts", b"passage_counts", "precision", b"precision", "row_counts", b"row_counts", "span_ends", b"span_ends", "span_starts", b"span_starts", "statuses", b"statuses", "timings", b"timings", "truncated", b"truncated", "vectors", b"vectors"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint", "labels", b"labels", "passage_counts", b"passage_counts", "precision", b"precision", "row_counts", b"row_counts", "span_ends", b"span_ends", "span_starts", b"span_starts", "statuses", b"statuses", "timings", b"timings", "truncated", b"truncated", "vectors", b"vectors"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -48,6 +48,66 @@ FIELD_PAYLOAD: Field.ValueType  # 3
 """The payload."""
 Global___Field: _TypeAlias = Field  # noqa: Y015
 
+class _TokenOrigin:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TokenOriginEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TokenOrigin.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TOKEN_ORIGIN_UNSPECIFIED: _TokenOrigin.ValueType  # 0
+    """It is not known: the vectors were given."""
+    TOKEN_ORIGIN_ADDED: _TokenOrigin.ValueType  # 1
+    """The encoder added it: a marker, a mask, a special token, the card's prompt."""
+    TOKEN_ORIGIN_TITLE: _TokenOrigin.ValueType  # 2
+    """The document's title."""
+    TOKEN_ORIGIN_TEXT: _TokenOrigin.ValueType  # 3
+    """The document's text, or the question."""
+
+class TokenOrigin(_TokenOrigin, metaclass=_TokenOriginEnumTypeWrapper):
+    """Where a token is from."""
+
+TOKEN_ORIGIN_UNSPECIFIED: TokenOrigin.ValueType  # 0
+"""It is not known: the vectors were given."""
+TOKEN_ORIGIN_ADDED: TokenOrigin.ValueType  # 1
+"""The encoder added it: a marker, a mask, a special token, the card's prompt."""
+TOKEN_ORIGIN_TITLE: TokenOrigin.ValueType  # 2
+"""The document's title."""
+TOKEN_ORIGIN_TEXT: TokenOrigin.ValueType  # 3
+"""The document's text, or the question."""
+Global___TokenOrigin: _TypeAlias = TokenOrigin  # noqa: Y015
+
+class _Outcome:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _OutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Outcome.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    OUTCOME_UNSPECIFIED: _Outcome.ValueType  # 0
+    """Never valid on the wire."""
+    OUTCOME_HIT: _Outcome.ValueType  # 1
+    """It is a hit."""
+    OUTCOME_DROPPED_BY_CENTROIDS: _Outcome.ValueType  # 2
+    """Its centroid score was too low for its codes to be looked at."""
+    OUTCOME_DROPPED_BY_SCORE: _Outcome.ValueType  # 3
+    """Its score is below that of the last hit."""
+    OUTCOME_NOT_FOUND: _Outcome.ValueType  # 4
+    """It is not stored, or has no token."""
+
+class Outcome(_Outcome, metaclass=_OutcomeEnumTypeWrapper):
+    """What became of a document in the search."""
+
+OUTCOME_UNSPECIFIED: Outcome.ValueType  # 0
+"""Never valid on the wire."""
+OUTCOME_HIT: Outcome.ValueType  # 1
+"""It is a hit."""
+OUTCOME_DROPPED_BY_CENTROIDS: Outcome.ValueType  # 2
+"""Its centroid score was too low for its codes to be looked at."""
+OUTCOME_DROPPED_BY_SCORE: Outcome.ValueType  # 3
+"""Its score is below that of the last hit."""
+OUTCOME_NOT_FOUND: Outcome.ValueType  # 4
+"""It is not stored, or has no token."""
+Global___Outcome: _TypeAlias = Outcome  # noqa: Y015
+
 class _IngestOutcome:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -313,6 +373,348 @@ class SearchResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SearchResponse: _TypeAlias = SearchResponse  # noqa: Y015
+
+@_typing.final
+class ExplainRequest(_message.Message):
+    """Asks why."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    QUERY_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
+    IDS_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Correlates log lines and traces; at most 64 bytes."""
+    collection: _builtins.str
+    """The collection's name."""
+    @_builtins.property
+    def query(self) -> Global___Query:
+        """The question."""
+
+    @_builtins.property
+    def options(self) -> Global___SearchOptions:
+        """How it would be searched: documents wanted, effort, truncation; fields say
+        which parts of the documents come along.
+        """
+
+    @_builtins.property
+    def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Documents to explain, at most the limit `max_explained`, found by the search
+        or not; empty explains its hits.
+        """
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        collection: _builtins.str = ...,
+        query: Global___Query | None = ...,
+        options: Global___SearchOptions | None = ...,
+        ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options", "query", b"query"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "ids", b"ids", "options", b"options", "query", b"query", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainRequest: _TypeAlias = ExplainRequest  # noqa: Y015
+
+@_typing.final
+class ExplainResponse(_message.Message):
+    """Why."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKENS_FIELD_NUMBER: _builtins.int
+    EXPLANATIONS_FIELD_NUMBER: _builtins.int
+    UNIT_FIELD_NUMBER: _builtins.int
+    FINGERPRINT_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    TRUNCATED_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    COVERAGE_FIELD_NUMBER: _builtins.int
+    unit: _builtins.float
+    """What 1 of a match's `units` is worth, a power of two."""
+    fingerprint: _builtins.str
+    """Fingerprint of the collection's encoder; empty without one."""
+    generation: _builtins.int
+    """Generation that answered."""
+    truncated: _builtins.bool
+    """The question was cut at the encoder's length."""
+    request_id: _builtins.str
+    """As asked, or the one the router made."""
+    @_builtins.property
+    def tokens(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExplainedToken]:
+        """Tokens of the question, in order; empty for a question in vectors."""
+
+    @_builtins.property
+    def explanations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Explanation]:
+        """In the order asked; else best first."""
+
+    @_builtins.property
+    def coverage(self) -> _common_pb2.Coverage:
+        """How much of the collection stands behind the ranks and cuts."""
+
+    def __init__(
+        self,
+        *,
+        tokens: _abc.Iterable[Global___ExplainedToken] | None = ...,
+        explanations: _abc.Iterable[Global___Explanation] | None = ...,
+        unit: _builtins.float = ...,
+        fingerprint: _builtins.str = ...,
+        generation: _builtins.int = ...,
+        truncated: _builtins.bool = ...,
+        request_id: _builtins.str = ...,
+        coverage: _common_pb2.Coverage | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["coverage", b"coverage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["coverage", b"coverage", "explanations", b"explanations", "fingerprint", b"fingerprint", "generation", b"generation", "request_id", b"request_id", "tokens", b"tokens", "truncated", b"truncated", "unit", b"unit"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainResponse: _TypeAlias = ExplainResponse  # noqa: Y015
+
+@_typing.final
+class ExplainedToken(_message.Message):
+    """A token and where it stands."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_FIELD_NUMBER: _builtins.int
+    ORIGIN_FIELD_NUMBER: _builtins.int
+    START_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    token: _builtins.str
+    """As the vocabulary has it; empty where it is not known."""
+    origin: Global___TokenOrigin.ValueType
+    """Where it is from."""
+    start: _builtins.int
+    """First character there, 0-based."""
+    end: _builtins.int
+    """One past the last character there."""
+    def __init__(
+        self,
+        *,
+        token: _builtins.str = ...,
+        origin: Global___TokenOrigin.ValueType = ...,
+        start: _builtins.int = ...,
+        end: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "origin", b"origin", "start", b"start", "token", b"token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainedToken: _TypeAlias = ExplainedToken  # noqa: Y015
+
+@_typing.final
+class Explanation(_message.Message):
+    """Why one document has its score."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
+    RANK_FIELD_NUMBER: _builtins.int
+    SCORE_CUT_FIELD_NUMBER: _builtins.int
+    CENTROID_SCORE_FIELD_NUMBER: _builtins.int
+    CENTROID_CUT_FIELD_NUMBER: _builtins.int
+    PASSAGE_FIELD_NUMBER: _builtins.int
+    CHUNK_FIELD_NUMBER: _builtins.int
+    DOCUMENT_FIELD_NUMBER: _builtins.int
+    MATCHES_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Its id."""
+    outcome: Global___Outcome.ValueType
+    """What became of it."""
+    score: _builtins.float
+    """By its best passage: the sum of its matches' units, times `unit`, exactly."""
+    rank: _builtins.int
+    """Its place among the hits, from 1; 0 if it is none."""
+    score_cut: _builtins.float
+    """Score of the last hit; 0 where there are fewer hits than asked for."""
+    centroid_score: _builtins.float
+    """Its score by centroids alone; 0 in an exhaustive search."""
+    centroid_cut: _builtins.float
+    """Centroid score of the last document whose codes were looked at; 0 in an
+    exhaustive search.
+    """
+    passage: _builtins.int
+    """Its best passage, from 0."""
+    @_builtins.property
+    def chunk(self) -> _common_pb2.Span:
+        """That passage's characters in the text; unset for a user's own vectors."""
+
+    @_builtins.property
+    def document(self) -> _common_pb2.Document:
+        """The parts asked for."""
+
+    @_builtins.property
+    def matches(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenMatch]:
+        """Per token of the question, what it matched."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        outcome: Global___Outcome.ValueType = ...,
+        score: _builtins.float = ...,
+        rank: _builtins.int = ...,
+        score_cut: _builtins.float = ...,
+        centroid_score: _builtins.float = ...,
+        centroid_cut: _builtins.float = ...,
+        passage: _builtins.int = ...,
+        chunk: _common_pb2.Span | None = ...,
+        document: _common_pb2.Document | None = ...,
+        matches: _abc.Iterable[Global___TokenMatch] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "document", b"document"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["centroid_cut", b"centroid_cut", "centroid_score", b"centroid_score", "chunk", b"chunk", "document", b"document", "id", b"id", "matches", b"matches", "outcome", b"outcome", "passage", b"passage", "rank", b"rank", "score", b"score", "score_cut", b"score_cut"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Explanation: _TypeAlias = Explanation  # noqa: Y015
+
+@_typing.final
+class TokenMatch(_message.Message):
+    """A token of the question and the token of the passage that is nearest to it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DOCUMENT_TOKEN_FIELD_NUMBER: _builtins.int
+    UNITS_FIELD_NUMBER: _builtins.int
+    SIMILARITY_FIELD_NUMBER: _builtins.int
+    EXACT_SIMILARITY_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
+    document_token: _builtins.int
+    """The passage's token, from 0."""
+    units: _builtins.int
+    """Their similarity in units: its share of the score."""
+    similarity: _builtins.float
+    """The same as a number: units times `unit`."""
+    exact_similarity: _builtins.float
+    """Their similarity before the document's token was quantised, from encoding its
+    text again; absent where it brought its vectors.
+    """
+    @_builtins.property
+    def token(self) -> Global___ExplainedToken:
+        """Which token it is; unset where the document brought its vectors."""
+
+    def __init__(
+        self,
+        *,
+        document_token: _builtins.int = ...,
+        units: _builtins.int = ...,
+        similarity: _builtins.float = ...,
+        exact_similarity: _builtins.float | None = ...,
+        token: Global___ExplainedToken | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_exact_similarity", b"_exact_similarity", "exact_similarity", b"exact_similarity", "token", b"token"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exact_similarity", b"_exact_similarity", "document_token", b"document_token", "exact_similarity", b"exact_similarity", "similarity", b"similarity", "token", b"token", "units", b"units"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__exact_similarity: _TypeAlias = _typing.Literal["exact_similarity"]  # noqa: Y015
+    _WhichOneofArgType__exact_similarity: _TypeAlias = _typing.Literal["_exact_similarity", b"_exact_similarity"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__exact_similarity) -> _WhichOneofReturnType__exact_similarity | None: ...
+
+Global___TokenMatch: _TypeAlias = TokenMatch  # noqa: Y015
+
+@_typing.final
+class RerankRequest(_message.Message):
+    """Documents from elsewhere, to be ordered."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    QUERY_FIELD_NUMBER: _builtins.int
+    IDS_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Correlates log lines and traces; at most 64 bytes."""
+    collection: _builtins.str
+    """The collection's name."""
+    @_builtins.property
+    def query(self) -> Global___Query:
+        """The question."""
+
+    @_builtins.property
+    def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ids, at most the limit `max_ids`; one that is repeated counts once."""
+
+    @_builtins.property
+    def options(self) -> Global___SearchOptions:
+        """Documents wanted and their parts; 0 wants all. Effort means nothing here."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        collection: _builtins.str = ...,
+        query: Global___Query | None = ...,
+        ids: _abc.Iterable[_builtins.str] | None = ...,
+        options: Global___SearchOptions | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options", "query", b"query"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "ids", b"ids", "options", b"options", "query", b"query", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RerankRequest: _TypeAlias = RerankRequest  # noqa: Y015
+
+@_typing.final
+class RerankResponse(_message.Message):
+    """The documents by score."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HITS_FIELD_NUMBER: _builtins.int
+    NOT_FOUND_FIELD_NUMBER: _builtins.int
+    FINGERPRINT_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    TRUNCATED_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    fingerprint: _builtins.str
+    """Fingerprint of the collection's encoder; empty without one."""
+    generation: _builtins.int
+    """Generation that answered."""
+    truncated: _builtins.bool
+    """The question was cut at the encoder's length."""
+    request_id: _builtins.str
+    """As asked, or the one the router made."""
+    @_builtins.property
+    def hits(self) -> _containers.RepeatedCompositeFieldContainer[Global___Hit]:
+        """Best first: (score descending, id ascending by bytes)."""
+
+    @_builtins.property
+    def not_found(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Those that are not stored, or have no token, in the order asked."""
+
+    def __init__(
+        self,
+        *,
+        hits: _abc.Iterable[Global___Hit] | None = ...,
+        not_found: _abc.Iterable[_builtins.str] | None = ...,
+        fingerprint: _builtins.str = ...,
+        generation: _builtins.int = ...,
+        truncated: _builtins.bool = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint", "generation", b"generation", "hits", b"hits", "not_found", b"not_found", "request_id", b"request_id", "truncated", b"truncated"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RerankResponse: _TypeAlias = RerankResponse  # noqa: Y015
 
 @_typing.final
 class SearchBatchRequest(_message.Message):

@@ -50,6 +50,16 @@ class SearchServiceStub:
                 request_serializer=shoal_dot_rpc_dot_router_dot_v1_dot_router__pb2.SearchBatchRequest.SerializeToString,
                 response_deserializer=shoal_dot_rpc_dot_router_dot_v1_dot_router__pb2.SearchBatchResponse.FromString,
                 _registered_method=True)
+        self.Explain = channel.unary_unary(
+                '/shoal.rpc.router.v1.SearchService/Explain',
+                request_serializer=shoal_dot_rpc_dot_router_dot_v1_dot_router__pb2.ExplainRequest.SerializeToString,
+                response_deserializer=shoal_dot_rpc_dot_router_dot_v1_dot_router__pb2.ExplainResponse.FromString,
+                _registered_method=True)
+        self.Rerank = channel.unary_unary(
+                '/shoal.rpc.router.v1.SearchService/Rerank',
+                request_serializer=shoal_dot_rpc_dot_router_dot_v1_dot_router__pb2.RerankRequest.SerializeToString,
+                response_deserializer=shoal_dot_rpc_dot_router_dot_v1_dot_router__pb2.RerankResponse.FromString,
+                _registered_method=True)
         self.Ingest = channel.stream_stream(
                 '/shoal.rpc.router.v1.SearchService/Ingest',
                 request_serializer=shoal_dot_rpc_dot_router_dot_v1_dot_router__pb2.IngestRequest.SerializeToString,
@@ -94,6 +104,23 @@ class SearchServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Explain(self, request, context):
+        """Why documents of a collection of kind colbert match a question, or do not:
+        which token matched which, and where a document was dropped. Besides what
+        Search may fail with: UNIMPLEMENTED (NOT_SUPPORTED) for kind single.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Rerank(self, request, context):
+        """Orders given documents of a collection of kind colbert by their scores for a
+        question; fails as Explain does.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Ingest(self, request_iterator, context):
         """Stores documents. The first message is `start`; then documents, answered
         one by one as they become durable. A client keeps at most the announced
@@ -129,6 +156,16 @@ def add_SearchServiceServicer_to_server(servicer, server):
                     servicer.SearchBatch,
                     request_deserializer=shoal_dot_rpc_dot_router_dot_v1_dot_router__pb2.SearchBatchRequest.FromString,
                     response_serializer=shoal_dot_rpc_dot_router_dot_v1_dot_router__pb2.SearchBatchResponse.SerializeToString,
+            ),
+            'Explain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Explain,
+                    request_deserializer=shoal_dot_rpc_dot_router_dot_v1_dot_router__pb2.ExplainRequest.FromString,
+                    response_serializer=shoal_dot_rpc_dot_router_dot_v1_dot_router__pb2.ExplainResponse.SerializeToString,
+            ),
+            'Rerank': grpc.unary_unary_rpc_method_handler(
+                    servicer.Rerank,
+                    request_deserializer=shoal_dot_rpc_dot_router_dot_v1_dot_router__pb2.RerankRequest.FromString,
+                    response_serializer=shoal_dot_rpc_dot_router_dot_v1_dot_router__pb2.RerankResponse.SerializeToString,
             ),
             'Ingest': grpc.stream_stream_rpc_method_handler(
                     servicer.Ingest,
@@ -206,6 +243,60 @@ class SearchService:
             '/shoal.rpc.router.v1.SearchService/SearchBatch',
             shoal_dot_rpc_dot_router_dot_v1_dot_router__pb2.SearchBatchRequest.SerializeToString,
             shoal_dot_rpc_dot_router_dot_v1_dot_router__pb2.SearchBatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Explain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.rpc.router.v1.SearchService/Explain',
+            shoal_dot_rpc_dot_router_dot_v1_dot_router__pb2.ExplainRequest.SerializeToString,
+            shoal_dot_rpc_dot_router_dot_v1_dot_router__pb2.ExplainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Rerank(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.rpc.router.v1.SearchService/Rerank',
+            shoal_dot_rpc_dot_router_dot_v1_dot_router__pb2.RerankRequest.SerializeToString,
+            shoal_dot_rpc_dot_router_dot_v1_dot_router__pb2.RerankResponse.FromString,
             options,
             channel_credentials,
             insecure,

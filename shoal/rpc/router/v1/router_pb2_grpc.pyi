@@ -48,6 +48,15 @@ class SearchServiceStub:
     """
     SearchBatch: _grpc.UnaryUnaryMultiCallable[_router_pb2.SearchBatchRequest, _router_pb2.SearchBatchResponse]
     """Many questions at once; a bad one does not fail the others."""
+    Explain: _grpc.UnaryUnaryMultiCallable[_router_pb2.ExplainRequest, _router_pb2.ExplainResponse]
+    """Why documents of a collection of kind colbert match a question, or do not:
+    which token matched which, and where a document was dropped. Besides what
+    Search may fail with: UNIMPLEMENTED (NOT_SUPPORTED) for kind single.
+    """
+    Rerank: _grpc.UnaryUnaryMultiCallable[_router_pb2.RerankRequest, _router_pb2.RerankResponse]
+    """Orders given documents of a collection of kind colbert by their scores for a
+    question; fails as Explain does.
+    """
     Ingest: _grpc.StreamStreamMultiCallable[_router_pb2.IngestRequest, _router_pb2.IngestResponse]
     """Stores documents. The first message is `start`; then documents, answered
     one by one as they become durable. A client keeps at most the announced
@@ -78,6 +87,15 @@ class SearchServiceAsyncStub(SearchServiceStub):
     """
     SearchBatch: _aio.UnaryUnaryMultiCallable[_router_pb2.SearchBatchRequest, _router_pb2.SearchBatchResponse]  # type: ignore[assignment]
     """Many questions at once; a bad one does not fail the others."""
+    Explain: _aio.UnaryUnaryMultiCallable[_router_pb2.ExplainRequest, _router_pb2.ExplainResponse]  # type: ignore[assignment]
+    """Why documents of a collection of kind colbert match a question, or do not:
+    which token matched which, and where a document was dropped. Besides what
+    Search may fail with: UNIMPLEMENTED (NOT_SUPPORTED) for kind single.
+    """
+    Rerank: _aio.UnaryUnaryMultiCallable[_router_pb2.RerankRequest, _router_pb2.RerankResponse]  # type: ignore[assignment]
+    """Orders given documents of a collection of kind colbert by their scores for a
+    question; fails as Explain does.
+    """
     Ingest: _aio.StreamStreamMultiCallable[_router_pb2.IngestRequest, _router_pb2.IngestResponse]  # type: ignore[assignment]
     """Stores documents. The first message is `start`; then documents, answered
     one by one as they become durable. A client keeps at most the announced
@@ -117,6 +135,27 @@ class SearchServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_router_pb2.SearchBatchResponse, _abc.Awaitable[_router_pb2.SearchBatchResponse]]:
         """Many questions at once; a bad one does not fail the others."""
+
+    @_abc_1.abstractmethod
+    def Explain(
+        self,
+        request: _router_pb2.ExplainRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_router_pb2.ExplainResponse, _abc.Awaitable[_router_pb2.ExplainResponse]]:
+        """Why documents of a collection of kind colbert match a question, or do not:
+        which token matched which, and where a document was dropped. Besides what
+        Search may fail with: UNIMPLEMENTED (NOT_SUPPORTED) for kind single.
+        """
+
+    @_abc_1.abstractmethod
+    def Rerank(
+        self,
+        request: _router_pb2.RerankRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_router_pb2.RerankResponse, _abc.Awaitable[_router_pb2.RerankResponse]]:
+        """Orders given documents of a collection of kind colbert by their scores for a
+        question; fails as Explain does.
+        """
 
     @_abc_1.abstractmethod
     def Ingest(

@@ -382,6 +382,148 @@ class SearchResponse(_message.Message):
 Global___SearchResponse: _TypeAlias = SearchResponse  # noqa: Y015
 
 @_typing.final
+class ScoreRequest(_message.Message):
+    """Documents to be scored for one query, whether or not a search would find them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    QUERY_FIELD_NUMBER: _builtins.int
+    IDS_FIELD_NUMBER: _builtins.int
+    PROBES_FIELD_NUMBER: _builtins.int
+    WANT_MATCHES_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Correlates log lines and traces; any string of at most 64 bytes."""
+    probes: _builtins.int
+    """Centroids of each token that count by their own similarity in the centroid
+    score; 0 wants none.
+    """
+    want_matches: _builtins.bool
+    """Say which token each token of the query matched."""
+    @_builtins.property
+    def key(self) -> Global___ShardKey:
+        """The shard."""
+
+    @_builtins.property
+    def query(self) -> _common_pb2.Matrix:
+        """The query: as in SearchRequest."""
+
+    @_builtins.property
+    def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ids of the documents."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        key: Global___ShardKey | None = ...,
+        query: _common_pb2.Matrix | None = ...,
+        ids: _abc.Iterable[_builtins.str] | None = ...,
+        probes: _builtins.int = ...,
+        want_matches: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "query", b"query"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ids", b"ids", "key", b"key", "probes", b"probes", "query", b"query", "request_id", b"request_id", "want_matches", b"want_matches"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScoreRequest: _TypeAlias = ScoreRequest  # noqa: Y015
+
+@_typing.final
+class ScoreResponse(_message.Message):
+    """Scores in the order asked."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DOCUMENTS_FIELD_NUMBER: _builtins.int
+    UNIT_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    unit: _builtins.float
+    """What 1 in a match's similarity is worth: a power of two, so that the worths
+    add up to the score exactly.
+    """
+    position: _builtins.int
+    """Sequence number up to which the answer saw every write."""
+    @_builtins.property
+    def documents(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScoredDocument]:
+        """As long as ids."""
+
+    def __init__(
+        self,
+        *,
+        documents: _abc.Iterable[Global___ScoredDocument] | None = ...,
+        unit: _builtins.float = ...,
+        position: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["documents", b"documents", "position", b"position", "unit", b"unit"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScoreResponse: _TypeAlias = ScoreResponse  # noqa: Y015
+
+@_typing.final
+class ScoredDocument(_message.Message):
+    """One document's score, or its absence."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FOUND_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
+    CENTROID_SCORE_FIELD_NUMBER: _builtins.int
+    PASSAGE_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    PASSAGE_TOKENS_FIELD_NUMBER: _builtins.int
+    TOKENS_BEFORE_FIELD_NUMBER: _builtins.int
+    MATCHED_FIELD_NUMBER: _builtins.int
+    SIMILARITIES_FIELD_NUMBER: _builtins.int
+    found: _builtins.bool
+    """It is stored, and has a token."""
+    score: _builtins.float
+    """Its best passage's score by full codes."""
+    centroid_score: _builtins.float
+    """Its score by centroids alone, where asked for."""
+    passage: _builtins.int
+    """The passage that scored best."""
+    sequence: _builtins.int
+    """Sequence number of the version."""
+    passage_tokens: _builtins.int
+    """Tokens of that passage."""
+    tokens_before: _builtins.int
+    """Tokens of all passages before it."""
+    @_builtins.property
+    def matched(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Per token of the query: the passage's token that it matched, from 0."""
+
+    @_builtins.property
+    def similarities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Per token of the query: their similarity in units."""
+
+    def __init__(
+        self,
+        *,
+        found: _builtins.bool = ...,
+        score: _builtins.float = ...,
+        centroid_score: _builtins.float = ...,
+        passage: _builtins.int = ...,
+        sequence: _builtins.int = ...,
+        passage_tokens: _builtins.int = ...,
+        tokens_before: _builtins.int = ...,
+        matched: _abc.Iterable[_builtins.int] | None = ...,
+        similarities: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["centroid_score", b"centroid_score", "found", b"found", "matched", b"matched", "passage", b"passage", "passage_tokens", b"passage_tokens", "score", b"score", "sequence", b"sequence", "similarities", b"similarities", "tokens_before", b"tokens_before"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScoredDocument: _TypeAlias = ScoredDocument  # noqa: Y015
+
+@_typing.final
 class FetchRequest(_message.Message):
     """Documents of one shard."""
 

@@ -56,6 +56,11 @@ class ShardServiceStub:
                 request_serializer=shoal_dot_rpc_dot_shard_dot_v1_dot_shard__pb2.SearchRequest.SerializeToString,
                 response_deserializer=shoal_dot_rpc_dot_shard_dot_v1_dot_shard__pb2.SearchResponse.FromString,
                 _registered_method=True)
+        self.Score = channel.unary_unary(
+                '/shoal.rpc.shard.v1.ShardService/Score',
+                request_serializer=shoal_dot_rpc_dot_shard_dot_v1_dot_shard__pb2.ScoreRequest.SerializeToString,
+                response_deserializer=shoal_dot_rpc_dot_shard_dot_v1_dot_shard__pb2.ScoreResponse.FromString,
+                _registered_method=True)
         self.Fetch = channel.unary_unary(
                 '/shoal.rpc.shard.v1.ShardService/Fetch',
                 request_serializer=shoal_dot_rpc_dot_shard_dot_v1_dot_shard__pb2.FetchRequest.SerializeToString,
@@ -128,6 +133,13 @@ class ShardServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Score(self, request, context):
+        """Scores given documents of kind colbert for one query, and says what matched.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Fetch(self, request, context):
         """The content of documents by id: one given version, or the newest.
         """
@@ -195,6 +207,11 @@ def add_ShardServiceServicer_to_server(servicer, server):
                     servicer.Search,
                     request_deserializer=shoal_dot_rpc_dot_shard_dot_v1_dot_shard__pb2.SearchRequest.FromString,
                     response_serializer=shoal_dot_rpc_dot_shard_dot_v1_dot_shard__pb2.SearchResponse.SerializeToString,
+            ),
+            'Score': grpc.unary_unary_rpc_method_handler(
+                    servicer.Score,
+                    request_deserializer=shoal_dot_rpc_dot_shard_dot_v1_dot_shard__pb2.ScoreRequest.FromString,
+                    response_serializer=shoal_dot_rpc_dot_shard_dot_v1_dot_shard__pb2.ScoreResponse.SerializeToString,
             ),
             'Fetch': grpc.unary_unary_rpc_method_handler(
                     servicer.Fetch,
@@ -320,6 +337,33 @@ class ShardService:
             '/shoal.rpc.shard.v1.ShardService/Search',
             shoal_dot_rpc_dot_shard_dot_v1_dot_shard__pb2.SearchRequest.SerializeToString,
             shoal_dot_rpc_dot_shard_dot_v1_dot_shard__pb2.SearchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Score(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.rpc.shard.v1.ShardService/Score',
+            shoal_dot_rpc_dot_shard_dot_v1_dot_shard__pb2.ScoreRequest.SerializeToString,
+            shoal_dot_rpc_dot_shard_dot_v1_dot_shard__pb2.ScoreResponse.FromString,
             options,
             channel_credentials,
             insecure,

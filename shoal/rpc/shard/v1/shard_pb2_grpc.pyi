@@ -52,6 +52,8 @@ class ShardServiceStub:
     """
     Search: _grpc.UnaryUnaryMultiCallable[_shard_pb2.SearchRequest, _shard_pb2.SearchResponse]
     """The shard's best documents for each of many queries."""
+    Score: _grpc.UnaryUnaryMultiCallable[_shard_pb2.ScoreRequest, _shard_pb2.ScoreResponse]
+    """Scores given documents of kind colbert for one query, and says what matched."""
     Fetch: _grpc.UnaryUnaryMultiCallable[_shard_pb2.FetchRequest, _shard_pb2.FetchResponse]
     """The content of documents by id: one given version, or the newest."""
     Probe: _grpc.UnaryUnaryMultiCallable[_shard_pb2.ProbeRequest, _shard_pb2.ProbeResponse]
@@ -93,6 +95,8 @@ class ShardServiceAsyncStub(ShardServiceStub):
     """
     Search: _aio.UnaryUnaryMultiCallable[_shard_pb2.SearchRequest, _shard_pb2.SearchResponse]  # type: ignore[assignment]
     """The shard's best documents for each of many queries."""
+    Score: _aio.UnaryUnaryMultiCallable[_shard_pb2.ScoreRequest, _shard_pb2.ScoreResponse]  # type: ignore[assignment]
+    """Scores given documents of kind colbert for one query, and says what matched."""
     Fetch: _aio.UnaryUnaryMultiCallable[_shard_pb2.FetchRequest, _shard_pb2.FetchResponse]  # type: ignore[assignment]
     """The content of documents by id: one given version, or the newest."""
     Probe: _aio.UnaryUnaryMultiCallable[_shard_pb2.ProbeRequest, _shard_pb2.ProbeResponse]  # type: ignore[assignment]
@@ -149,6 +153,14 @@ class ShardServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_shard_pb2.SearchResponse, _abc.Awaitable[_shard_pb2.SearchResponse]]:
         """The shard's best documents for each of many queries."""
+
+    @_abc_1.abstractmethod
+    def Score(
+        self,
+        request: _shard_pb2.ScoreRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_shard_pb2.ScoreResponse, _abc.Awaitable[_shard_pb2.ScoreResponse]]:
+        """Scores given documents of kind colbert for one query, and says what matched."""
 
     @_abc_1.abstractmethod
     def Fetch(
