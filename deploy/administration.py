@@ -5,18 +5,30 @@ import logging
 import os
 import secrets
 
-from deploy.core.creation import NO_ENCODER, Bounds, Model, check_wish, settle
+from deploy.core.build import GenerationPhase
+from deploy.core.creation import (
+    NO_ENCODER,
+    Bounds,
+    Model,
+    check_code_bytes,
+    check_wish,
+    settle,
+)
 from deploy.core.planner import OpenShard
 from deploy.core.state import Phase, ProcessSpec, Role, ShardPhase
 from deploy.fleet import wanted_processes
+from deploy.generations import Generations
 from deploy.reconciler import Reconciler
 from deploy.records import (
     Record,
     model_from_message,
     new_record,
+    rebuild_wish,
     wish_from_message,
 )
+from deploy.shards import GenerationShards
 from shoal.errors import (
+    BuildUnderWay,
     ClusterUnreachable,
     CollectionExists,
     CollectionNotFound,
@@ -24,8 +36,10 @@ from shoal.errors import (
     EncoderUnavailable,
     InvalidRequest,
     LossMismatch,
+    NoPreviousGeneration,
     ShardUnavailable,
 )
+from shoal.rpc.common.v1 import common_pb2
 from shoal.rpc.controller.v1 import controller_pb2
 from shoal.rpc.router.v1 import router_pb2
 from shoal.settings import Limits
@@ -47,11 +61,12 @@ class Administration:
 
     Args:
         reconciler: the running loop.
+        generations: the builds.
         limits: the cluster's limits.
     """
 
-    def __init__(self, reconciler: Reconciler, limits: Limits) -> None:
-        self._loop = reconciler
+    def __init__(self, reconciler: Reconciler, generations: Generations, limits: Limits) -> None:
+        self._loop, self._generations = reconciler, generations
         self._bounds = Bounds(
             max_dim=limits.max_dim,
             max_shards=limits.max_shards,
@@ -114,6 +129,7 @@ class Administration:
         return (
             published is not None
             and published.uuid == record.collection.uuid
+            and published.generation == record.collection.generation
             and all(shard.servers for shard in published.shards)
         )
 
@@ -140,16 +156,65 @@ class Administration:
         Raises:
             CollectionNotFound: there is none of that name.
         """
-        uuid = self._record(name).collection.uuid
+        identity = self._record(name).collection.identity
         await self._loop.store.drop(name)
         self._loop.wake()
         # Data whose servers are all down is deleted when one is back.
         await self._loop.until(
             lambda: (
-                self._loop.published.collection(name) is None and uuid not in self._loop.store.drops
+                self._loop.published.collection(name) is None
+                and identity not in self._loop.store.drops
             ),
             _DROP_PATIENCE_S,
         )
+
+    async def rebuild(self, request: router_pb2.RebuildCollectionRequest) -> Record:
+        """Begins to build a collection's next generation; gives its record.
+
+        Raises:
+            CollectionNotFound: there is none of that name.
+            BuildUnderWay: one is being built already.
+            ShoalError: the next generation cannot be so.
+        """
+        record = self._record(request.name)
+        if self._generations.building(request.name) is not None:
+            raise BuildUnderWay(f"the next generation of {request.name} is being built already")
+        wish = check_wish(rebuild_wish(record, request), self._bounds)
+        if not request.encoder:
+            settings = common_pb2.CollectionSettings()
+            settings.CopyFrom(record.settings)
+            check_code_bytes(wish.code_bytes, settings.dim)
+            settings.index, settings.late.code_bytes = wish.index, wish.code_bytes
+        else:
+            model = await self._model(wish.encoder)
+            settings = new_record(settle(wish, model), record.settings.uuid).settings
+        return await self._generations.begin(record, settings, wish.shards)
+
+    async def rollback(self, name: str) -> Record:
+        """Serves the generation before again; gives its record.
+
+        Raises:
+            CollectionNotFound: there is none of that name.
+            BuildUnderWay: the next one is being built.
+            NoPreviousGeneration: there is none to go back to.
+            ShardUnavailable: its shards are not open.
+        """
+        record = self._record(name)
+        if self._generations.building(name) is not None:
+            raise BuildUnderWay(f"the next generation of {name} is being built")
+        previous = self._generations.previous(name)
+        if previous is None:
+            raise NoPreviousGeneration(f"{name} has no generation to go back to")
+        shards = GenerationShards(self._loop, previous.collection.name)
+        if not shards.open():
+            raise ShardUnavailable(
+                f"the shards of {previous.collection.name} are not open", shard=0
+            )
+        await self._generations.freeze(record, frozen=True)
+        serving = await self._generations.serve(name, previous.collection.name)
+        await self._generations.freeze(serving, frozen=False)
+        await self._loop.until(lambda: self._serves(serving), _DROP_PATIENCE_S)
+        return serving
 
     async def accept_loss(self, name: str, shard: int, loss: str) -> None:
         """Opens a corrupt shard without what it lost.
@@ -203,6 +268,7 @@ class Administration:
             collections=[
                 self._collection(record)
                 for _, record in sorted(self._loop.store.collections.items())
+                if record.collection.phase is GenerationPhase.SERVING
             ],
             topology_version=self._loop.published.version,
         )
@@ -234,7 +300,30 @@ class Administration:
             generation=record.collection.generation,
             shards=shards,
             documents=sum(shard.documents for shard in shards),
+            generations=map(self._generation, self._generations.others(record.settings.name)),
         )
+
+    def _generation(self, record: Record) -> router_pb2.GenerationInfo:
+        serving = self._loop.store.collections[record.settings.name]
+        phase = record.collection.phase
+        own = self._documents(record)
+        progress = self._generations.progress.get(record.collection.name)
+        return router_pb2.GenerationInfo(
+            generation=record.collection.generation,
+            phase=phase.value,
+            documents=own,
+            documents_total=(
+                own if phase is GenerationPhase.PREVIOUS else self._documents(serving)
+            ),
+            settings=record.settings,
+            shards=len(record.collection.shards),
+            detail=progress.detail if progress is not None else "",
+        )
+
+    def _documents(self, record: Record) -> int:
+        statuses = self._loop.statuses
+        refs = record.collection.refs()
+        return sum(statuses[ref].documents for ref in refs if ref in statuses)
 
     def _shard(self, record: Record, number: int) -> router_pb2.ShardInfo:
         ref, placement = record.collection.ref(number), record.collection.shards[number]
@@ -260,4 +349,6 @@ class Administration:
         info.indexes.extend(segment.index for segment in status.segments)
         info.loss = status.loss
         info.detail = info.detail or status.detail
+        info.tokens, info.token_bytes = status.tokens, status.token_bytes
+        info.codec = status.codec
         return info

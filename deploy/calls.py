@@ -2,9 +2,10 @@
 
 import asyncio
 from collections.abc import Awaitable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import grpc
+from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from deploy.records import Record, key_to_message
@@ -62,6 +63,16 @@ class Calls:
         stub = encoder_pb2_grpc.EncoderServiceStub(self._channel(address))
         request = encoder_pb2.LoadModelRequest(encoder=reference, fingerprint=fingerprint)
         return (await _ask(stub.LoadModel(request, timeout=timeout_s))).model
+
+    async def encoder(self, address: str, method: str, request: Message, timeout_s: float) -> Any:
+        """Calls a method of an encoder by its name."""
+        stub = encoder_pb2_grpc.EncoderServiceStub(self._channel(address))
+        return await _ask(getattr(stub, method)(request, timeout=timeout_s))
+
+    async def shard(self, address: str, method: str, request: Message, timeout_s: float) -> Any:
+        """Calls a method of a shard server by its name."""
+        stub = shard_pb2_grpc.ShardServiceStub(self._channel(address))
+        return await _ask(getattr(stub, method)(request, timeout=timeout_s))
 
     async def shard_statuses(
         self, address: str, timeout_s: float

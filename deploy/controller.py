@@ -2,10 +2,12 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any
 
 from deploy.administration import Administration
 from deploy.calls import Calls
+from deploy.generations import Generations
 from deploy.launchers.port import Launcher
 from deploy.launchers.processes import ProcessLauncher
 from deploy.reconciler import Reconciler
@@ -41,18 +43,20 @@ class ControllerServer:
 
     async def start(self) -> str:
         """Recovers from the catalog, adopts what runs, listens; returns host:port."""
-        store = Store(open_storage(self._settings.data).catalog)
+        storage = open_storage(self._settings.data)
+        store = Store(storage.catalog)
         reconciler = Reconciler(self._settings, store, self._launcher, self._calls)
         self._reconciler = reconciler
         await reconciler.recover()
+        generations = Generations(reconciler, storage)
         servicer = ControllerServicer(
-            self._settings, reconciler, Administration(reconciler, self._limits)
+            self._settings, reconciler, Administration(reconciler, generations, self._limits)
         )
         service = controller_pb2.DESCRIPTOR.services_by_name["ControllerService"]
         self._server.add(service, servicer)
         servicer.address = await self._server.start(self._settings.host, self._settings.port)
         await store.announce(servicer.address)
-        self._work = asyncio.create_task(reconciler.run())
+        self._work = asyncio.create_task(_together(reconciler.run(), generations.run()))
         await self._server.set_serving(True)
         logger.info("event=controller_serves address=%s", servicer.address)
         return servicer.address
@@ -77,6 +81,19 @@ class ControllerServer:
             await self._work
         except asyncio.CancelledError:
             await self._server.wait()
+
+
+async def _together(*works: Coroutine[Any, Any, None]) -> None:
+    """Works until one ends, which is when the controller must; then ends the others."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class ControllerServicer(controller_pb2_grpc.ControllerServiceServicer):
@@ -121,6 +138,23 @@ class ControllerServicer(controller_pb2_grpc.ControllerServiceServicer):
         await self._administration.drop(request.name)
         return controller_pb2.DropCollectionResponse(
             topology_version=self._reconciler.published.version
+        )
+
+    async def RebuildCollection(
+        self, request: controller_pb2.RebuildCollectionRequest, context: Context
+    ) -> controller_pb2.RebuildCollectionResponse:
+        """Begins to build a collection's next generation."""
+        record = await self._administration.rebuild(request.request)
+        return controller_pb2.RebuildCollectionResponse(generation=record.collection.generation)
+
+    async def RollbackCollection(
+        self, request: controller_pb2.RollbackCollectionRequest, context: Context
+    ) -> controller_pb2.RollbackCollectionResponse:
+        """Serves the generation before again."""
+        record = await self._administration.rollback(request.name)
+        return controller_pb2.RollbackCollectionResponse(
+            generation=record.collection.generation,
+            topology_version=self._reconciler.published.version,
         )
 
     async def AcceptLoss(

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from deploy.calls import Calls, short
+from deploy.core.build import GenerationPhase
 from deploy.core.planner import (
     Action,
     CloseShard,
@@ -133,7 +134,11 @@ class Reconciler:
         records = sorted(self.store.collections.items())
         return Desired(
             wanted_processes(self.settings),
-            tuple(record.collection for _, record in records),
+            tuple(
+                record.collection
+                for _, record in records
+                if record.collection.phase is not GenerationPhase.TRAINING
+            ),
             tuple(record.collection for record in self.store.drops.values()),
         )
 
@@ -187,9 +192,9 @@ class Reconciler:
             case DropShard(ref, server):
                 self._dropping[ref] = NEVER_NS
                 self._spawn(self._drop(ref, server))
-            case ForgetDrop(uuid):
-                del self.store.drops[uuid]
-                self._spawn(self.store.forget_drop(uuid))
+            case ForgetDrop(identity):
+                del self.store.drops[identity]
+                self._spawn(self.store.forget_drop(identity))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

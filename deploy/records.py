@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from deploy.core.build import GenerationPhase, record_name
 from deploy.core.creation import Model, Settled, Wish
 from deploy.core.state import Collection, Placement
 from deploy.core.topology import Endpoint, PlacedCollection, PlacedShard, Topology
@@ -23,6 +24,13 @@ SIMILARITIES = {
     common_pb2.SIMILARITY_DOT: Similarity.DOT,
     common_pb2.SIMILARITY_L2: Similarity.L2,
 }
+PHASES = {
+    controller_pb2.GENERATION_PHASE_UNSPECIFIED: GenerationPhase.SERVING,
+    controller_pb2.GENERATION_PHASE_TRAINING: GenerationPhase.TRAINING,
+    controller_pb2.GENERATION_PHASE_COPYING: GenerationPhase.COPYING,
+    controller_pb2.GENERATION_PHASE_PREVIOUS: GenerationPhase.PREVIOUS,
+}
+_PHASE_NUMBERS = {phase: number for number, phase in PHASES.items()}
 _KIND_NUMBERS = {kind: number for number, kind in KINDS.items()}
 _SIMILARITY_NUMBERS = {similarity: number for number, similarity in SIMILARITIES.items()}
 
@@ -57,7 +65,18 @@ class Record:
                 )
                 for placement in self.collection.shards
             ],
+            phase=_PHASE_NUMBERS[self.collection.phase],
+            highest_generation=self.collection.highest,
         )
+
+    def as_phase(self, phase: GenerationPhase) -> "Record":
+        """The same generation, there for something else."""
+        name = record_name(self.settings.name, self.collection.generation, phase)
+        return replace(self, collection=replace(self.collection, name=name, phase=phase))
+
+    def with_settings(self, settings: common_pb2.CollectionSettings) -> "Record":
+        """The record with settings that became known while it was built."""
+        return replace(self, settings=settings)
 
 
 def record_from_bytes(data: bytes) -> Record:
@@ -67,7 +86,28 @@ def record_from_bytes(data: bytes) -> Record:
         Placement(shard.servers[0] if shard.servers else "", shard.writer_epoch)
         for shard in message.shards
     )
-    return _record(message.settings, message.generation, shards)
+    record = _record(message.settings, message.generation, shards)
+    highest = max(message.highest_generation, message.generation)
+    collection = replace(record.collection, highest=highest)
+    return replace(record, collection=collection).as_phase(PHASES[message.phase])
+
+
+def next_record(
+    current: Record, settings: common_pb2.CollectionSettings, shards: int, *, trains: bool
+) -> Record:
+    """The record of the generation that is to follow.
+
+    Args:
+        current: the one that serves.
+        settings: of the next.
+        shards: of the next.
+        trains: its codec is to be trained first.
+    """
+    generation = current.collection.highest + 1
+    record = _record(settings, generation, (Placement(),) * shards)
+    collection = replace(record.collection, highest=generation)
+    phase = GenerationPhase.TRAINING if trains else GenerationPhase.COPYING
+    return replace(record, collection=collection).as_phase(phase)
 
 
 def new_record(settled: Settled, uuid: bytes) -> Record:
@@ -126,6 +166,26 @@ def wish_from_message(request: router_pb2.CreateCollectionRequest) -> Wish:
         shards=request.shards,
         code_bytes=request.code_bytes,
         train_at=request.train_at,
+    )
+
+
+def rebuild_wish(record: Record, request: router_pb2.RebuildCollectionRequest) -> Wish:
+    """What the next generation is to be: as this one, but for what is asked for."""
+    settings = record.settings
+    kind = KINDS[settings.kind]
+    chunks = settings.chunk_tokens
+    return Wish(
+        name=settings.name,
+        kind=kind,
+        encoder=request.encoder or settings.encoder,
+        dim=0 if request.encoder else settings.dim,
+        index=request.index or settings.index,
+        # Another encoder has a length of its own, unless the user chose one.
+        chunk_tokens=chunks if chunks and not request.encoder else None,
+        similarity=None if request.encoder else SIMILARITIES[settings.similarity],
+        shards=request.shards or len(record.collection.shards),
+        code_bytes=request.code_bytes or settings.late.code_bytes,
+        train_at=settings.late.train_at,
     )
 
 

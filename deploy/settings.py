@@ -25,6 +25,8 @@ class ControllerSettings:
         load_timeout_s: longest that loading a model may take.
         create_timeout_s: time to create a collection for callers that set no
             deadline.
+        train_quiet_s: a collection of kind colbert that was not written to for so
+            long gets its codec trained.
         stop_grace_s: time for a process to end by itself.
     """
 
@@ -42,4 +44,5 @@ class ControllerSettings:
     open_timeout_s: float = 600.0
     load_timeout_s: float = 600.0
     create_timeout_s: float = 120.0
+    train_quiet_s: float = 3.0
     stop_grace_s: float = 5.0

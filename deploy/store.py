@@ -3,8 +3,10 @@
 import asyncio
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeVar
 
+from deploy.core.build import GenerationPhase
 from deploy.records import Record, record_from_bytes
 from shoal.errors import CollectionExists
 from shoal.rpc.controller.v1 import controller_pb2
@@ -33,9 +35,9 @@ class Store:
         self._versions: dict[str, int] = {}
         self._turn = asyncio.Lock()
         self.collections: dict[str, Record] = {}
-        """Collections by name, as last read or written."""
+        """Generations by the names of their records, as last read or written."""
         self.drops: dict[str, Record] = {}
-        """Dropped collections whose data is still to be deleted, by uuid."""
+        """Dropped generations whose data is still to be deleted, by identity."""
         self.topology = controller_pb2.Topology()
         """The topology as last read or published."""
         self.starts = 0
@@ -50,11 +52,37 @@ class Store:
             self.drops[key.removeprefix(_DROPS)] = record_from_bytes(self._read(key))
         for key in self._catalog.keys(_COLLECTIONS):
             record = record_from_bytes(self._read(key))
-            if record.collection.uuid in self.drops:
-                self._catalog.delete(key)
+            if record.collection.identity in self.drops:
+                self._delete(key)
             else:
                 self.collections[record.collection.name] = record
+        self._finish_flips()
         self.topology = controller_pb2.Topology.FromString(self._read(TOPOLOGY_KEY))
+
+    def _finish_flips(self) -> None:
+        """Removes what a crash in the middle of a flip or a drop has left.
+
+        The serving record decides: another one of the same generation is an earlier or a
+        coming name of it, and one without a serving record belongs to a dropped collection.
+        """
+        for name, record in list(self.collections.items()):
+            if record.collection.phase is GenerationPhase.SERVING:
+                continue
+            serving = self.collections.get(record.settings.name)
+            if serving is None:
+                self._put_drop(record)
+            if serving is None or serving.collection.identity == record.collection.identity:
+                self._delete(_COLLECTIONS + name)
+                del self.collections[name]
+
+    def _put_drop(self, record: Record) -> None:
+        identity = record.collection.identity
+        self._write(_DROPS + identity, record.to_message().SerializeToString())
+        self.drops[identity] = record
+
+    def _delete(self, key: str) -> None:
+        self._catalog.delete(key)
+        self._versions.pop(key, None)
 
     def _read(self, key: str) -> bytes:
         value = self._catalog.get(key)
@@ -107,24 +135,63 @@ class Store:
         await self._run(write)
 
     async def drop(self, name: str) -> Record:
-        """Turns a collection's record into one of data to delete."""
+        """Turns a generation's record into one of data to delete.
+
+        Dropping the one that serves drops the collection: what is left of it goes too.
+        """
         record = self.collections[name]
-        data = record.to_message().SerializeToString()
-        uuid = record.collection.uuid
+        serving = record.collection.phase is GenerationPhase.SERVING
+        going = [
+            each
+            for each in self.collections.values()
+            if each is record or (serving and each.settings.name == record.settings.name)
+        ]
+        # The serving record goes first: without it the others are known to be leftovers.
+        going.sort(key=lambda each: each.collection.phase is not GenerationPhase.SERVING)
 
         def write() -> None:
-            self._write(_DROPS + uuid, data)
-            self._catalog.delete(_COLLECTIONS + name)
-            self._versions.pop(_COLLECTIONS + name, None)
+            for each in going:
+                data = each.to_message().SerializeToString()
+                self._write(_DROPS + each.collection.identity, data)
+                self._delete(_COLLECTIONS + each.collection.name)
 
-        del self.collections[name]
-        self.drops[uuid] = record
+        for each in going:
+            del self.collections[each.collection.name]
+            self.drops[each.collection.identity] = each
         await self._run(write)
         return record
 
-    async def forget_drop(self, uuid: str) -> None:
-        """Removes the record of a dropped collection whose data is gone."""
-        await self._run(lambda: self._catalog.delete(_DROPS + uuid))
+    async def forget_drop(self, identity: str) -> None:
+        """Removes the record of a dropped generation whose data is gone."""
+        await self._run(lambda: self._delete(_DROPS + identity))
+
+    async def flip(self, name: str, to: str) -> None:
+        """Has another generation of a collection serve, in one compare-and-swap.
+
+        Args:
+            name: of the collection.
+            to: name of the record of the generation that is to serve.
+
+        Raises:
+            Superseded: another controller wrote one of the records.
+        """
+        old, new = self.collections[name], self.collections[to]
+        previous = old.as_phase(GenerationPhase.PREVIOUS)
+        serving = new.as_phase(GenerationPhase.SERVING)
+        highest = max(old.collection.highest, new.collection.highest)
+        serving = replace(serving, collection=replace(serving.collection, highest=highest))
+
+        def write() -> None:
+            before = _COLLECTIONS + previous.collection.name
+            self._write(before, previous.to_message().SerializeToString())
+            self._write(_COLLECTIONS + name, serving.to_message().SerializeToString())
+            self._delete(_COLLECTIONS + to)
+
+        # At once, so that no plan sees a generation twice, or none.
+        del self.collections[to]
+        self.collections[name] = serving
+        self.collections[previous.collection.name] = previous
+        await self._run(write)
 
     async def publish(self, topology: controller_pb2.Topology) -> None:
         """Records a topology, so that routers start without a controller.

@@ -61,6 +61,8 @@ class AdminService:
             "DropCollection": self._drop,
             "ListCollections": self._list,
             "OptimizeCollection": self._optimize,
+            "RebuildCollection": self._rebuild,
+            "RollbackCollection": self._rollback,
             "GetStatus": self._status,
             "AcceptLoss": self._accept_loss,
         }
@@ -135,6 +137,25 @@ class AdminService:
         ]
         await all_of(self._shards.call(call, clock.deadline_ns) for call in calls)
         return router_pb2.OptimizeCollectionResponse()
+
+    async def _rebuild(
+        self, request: router_pb2.RebuildCollectionRequest, clock: Clock
+    ) -> router_pb2.RebuildCollectionResponse:
+        check_name(request.name)
+        response = await self._controller(
+            "RebuildCollection", controller_pb2.RebuildCollectionRequest(request=request), clock
+        )
+        return router_pb2.RebuildCollectionResponse(generation=response.generation)
+
+    async def _rollback(
+        self, request: router_pb2.RollbackCollectionRequest, clock: Clock
+    ) -> router_pb2.RollbackCollectionResponse:
+        check_name(request.name)
+        response = await self._controller(
+            "RollbackCollection", controller_pb2.RollbackCollectionRequest(name=request.name), clock
+        )
+        await self._follow(response.topology_version, clock)
+        return router_pb2.RollbackCollectionResponse(generation=response.generation)
 
     async def _status(
         self, request: router_pb2.GetStatusRequest, clock: Clock

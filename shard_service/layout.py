@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from shard_service.columns import ColumnFiles
 from shard_service.core.source import Segment
+from shard_service.core.table import Table
 from shard_service.core.tail import Tail
 from shard_service.core.vectors import Vectors
 from shard_service.manifest import SegmentEntry
@@ -40,6 +41,9 @@ class Layout(Protocol):
 
     def tail(self) -> Tail:
         """An empty tail."""
+
+    def stored(self, table: Table, document: int) -> Vectors | None:
+        """A document's vectors as they were written; None where only codes are kept."""
 
     def write(self, files: ColumnFiles, merged: Merged) -> Facts:
         """Writes the files of a segment's vectors; those of its documents are there."""

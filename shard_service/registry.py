@@ -183,6 +183,7 @@ def _describe(shard: Shard, status: shard_pb2.ShardStatus) -> None:
     status.position = view.position
     status.tail_passages = shard.tail_passages
     status.detail = shard.sealing_failure
+    status.frozen = shard.frozen
     if isinstance(shard.layout, TokenLayout):
         sources = token_sources(view)
         status.tokens = sum(source.live_tokens for source in sources)

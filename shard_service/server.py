@@ -14,7 +14,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from shard_service import late_messages, messages, metrics
+from shard_service import copy_messages, late_messages, messages, metrics
 from shard_service.core.late import LateFound
 from shard_service.core.search import Found
 from shard_service.indexes import threads
@@ -248,6 +248,31 @@ class _Servicer(shard_pb2_grpc.ShardServiceServicer):
     ) -> shard_pb2.FetchResponse:
         shard = self._registry.serving(messages.shard_ref(request.key))
         return await self._on(self._readers, lambda: messages.fetch(shard, request, self._limits))
+
+    # --- copying ----------------------------------------------------------------
+
+    async def ListDocuments(
+        self, request: shard_pb2.ListDocumentsRequest, context: Context
+    ) -> shard_pb2.ListDocumentsResponse:
+        shard = self._registry.serving(messages.shard_ref(request.key))
+        return await self._on(self._admin, lambda: copy_messages.list_documents(shard, request))
+
+    async def Export(
+        self, request: shard_pb2.ExportRequest, context: Context
+    ) -> shard_pb2.ExportResponse:
+        shard = self._registry.serving(messages.shard_ref(request.key))
+        return await self._on(
+            self._admin, lambda: copy_messages.export(shard, request, self._limits)
+        )
+
+    async def Freeze(
+        self, request: shard_pb2.FreezeRequest, context: Context
+    ) -> shard_pb2.FreezeResponse:
+        shard = self._registry.serving(messages.shard_ref(request.key))
+        position = await self._on(self._admin, lambda: shard.freeze(request.frozen))
+        return shard_pb2.FreezeResponse(position=position, writer_epoch=shard.writer_epoch)
+
+    # --- late interaction ---------------------------------------------------------
 
     async def Score(
         self, request: shard_pb2.ScoreRequest, context: Context

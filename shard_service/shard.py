@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from shard_service.codecs import read_codec
 from shard_service.core import late, sampling
 from shard_service.core.late import Explained, LateFound, LateQuery
+from shard_service.core.listing import Listing, listing
 from shard_service.core.records import (
     Content,
     DeleteRecord,
@@ -24,7 +25,7 @@ from shard_service.core.records import (
 from shard_service.core.search import Found, Wanted, search
 from shard_service.core.source import View, token_sources
 from shard_service.core.state import ShardState, Writes
-from shard_service.core.vectors import Tokens
+from shard_service.core.vectors import Tokens, Vectors
 from shard_service.layout import Layout
 from shard_service.sealer import Sealer
 from shard_service.segments import SegmentStore
@@ -102,6 +103,7 @@ class Shard:
             log.close()
             raise
         self._view = self._state.view()
+        self._listing: Listing | None = None
         self._writer = Writer(
             self._state, log, self._lock, self._changed, settings.max_waiting_writes
         )
@@ -247,6 +249,50 @@ class Shard:
         return [
             None if item is None else Stored(item[0], decode_content(item[1]())) for item in found
         ], position
+
+    def list_documents(self, after: bytes, count: int) -> tuple[list[tuple[bytes, bytes]], int]:
+        """The next live documents' ids and digests by (id hash, id), and the position.
+
+        Args:
+            after: only documents after this id's place; empty begins.
+            count: at most, 1 or more.
+        """
+        view = self._view
+        known = self._listing
+        if known is None or known.view is not view:
+            known = self._listing = listing(view)
+        return known.after(after, count), view.position
+
+    def export(
+        self, ids: Sequence[bytes], *, without_vectors: bool
+    ) -> list[tuple[Content, Vectors | None]]:
+        """Live documents as they were written; without vectors where only codes are kept."""
+        with self._lock:
+            places, view = self._state.locate(ids), self._state.view()
+        found: list[tuple[Content, Vectors | None]] = []
+        for place in places:
+            if place is None:
+                continue
+            source = view.sources[place[0]]
+            content = decode_content(source.content(place[1]))
+            vectors = None if without_vectors else self.layout.stored(source.table, place[1])
+            found.append((content, vectors))
+        return found
+
+    def freeze(self, frozen: bool) -> int:
+        """Refuses writes from now on, or takes them again.
+
+        Returns:
+            The position when no write is under way.
+        """
+        self._writer.freeze(frozen)
+        with self._lock:
+            return self._state.position
+
+    @property
+    def frozen(self) -> bool:
+        """It refuses writes."""
+        return self._writer.frozen
 
     def optimize(self) -> None:
         """Seals the tail and merges all segments into one; returns when it serves.

@@ -54,6 +54,11 @@ class SingleLayout:
         similarity = self._spec.similarity
         return DenseTail(self._spec.dim, similarity, partial(FlatEngine, similarity))
 
+    def stored(self, table: Table, document: int) -> Dense:
+        """A document's vectors as they were written."""
+        begin, end = table.row_starts[document], table.row_starts[document + 1]
+        return Dense(_dense(table).vectors[begin:end])
+
     def write(self, files: ColumnFiles, merged: Merged) -> Facts:
         """Writes the vectors, then the cheapest index that reaches the target recall."""
         files.write_parts("vectors", merged.runs(_row_starts, lambda t: _dense(t).vectors))

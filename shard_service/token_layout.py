@@ -52,6 +52,17 @@ class TokenLayout:
         """An empty tail."""
         return TokenTail(self.codec.none)
 
+    def stored(self, table: Table, document: int) -> TokenVectors | None:
+        """A document's vectors as they were written; None where only codes are kept."""
+        if self.codec.name:
+            return None
+        held = _tokens(table)
+        rows = held.token_starts[held.row_starts[document] : held.row_starts[document + 1] + 1]
+        codes = tuple(column[rows[0] : rows[-1]] for column in held.tokens)
+        # Rounded to fixed point, a float16 of length 1 or less comes back as it was, or is
+        # closer to its fixed point than half a step: encoded again it gives the same.
+        return TokenVectors(self.codec.decode(codes).astype(np.float16), rows - rows[0], codes)
+
     def write(self, files: ColumnFiles, merged: Merged) -> Facts:
         """Writes the tokens, document after document."""
         counts = np.concatenate(

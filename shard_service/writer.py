@@ -89,6 +89,14 @@ class DeleteOperation:
         return sum(len(key) for key in self.ids)
 
 
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """Done when everything queued before it is."""
+
+    done: Future[None] = field(default_factory=Future)
+    size: int = 0
+
+
 Operation = WriteOperation | DeleteOperation
 
 
@@ -116,9 +124,9 @@ class Writer:
             max_waiting: operations that may wait.
         """
         self._state, self._log, self._lock, self._publish = state, log, lock, publish
-        self._queue: queue.Queue[Operation | None] = queue.Queue(max_waiting)
+        self._queue: queue.Queue[Operation | Mark | None] = queue.Queue(max_waiting)
         self._log_lock = threading.Lock()
-        self._closed = False
+        self._closed = self._frozen = False
         self._thread = threading.Thread(target=self._run, name="shard-writer", daemon=True)
         self._thread.start()
 
@@ -131,12 +139,30 @@ class Writer:
         """
         if self._closed:
             raise StaleTopology("the shard is closed on this server")
+        if self._frozen:
+            raise StaleTopology("another generation is about to serve", retry_after_s=0.05)
         try:
             self._queue.put_nowait(operation)
         except queue.Full:
             raise Overloaded(
                 "too many writes wait for this shard; try again", retry_after_s=0.1
             ) from None
+
+    def freeze(self, frozen: bool) -> None:
+        """Refuses operations from now on, or takes them again; what waits still happens.
+
+        Returns when nothing that was queued before is under way.
+        """
+        self._frozen = frozen
+        if frozen:
+            mark = Mark()
+            self._queue.put(mark)
+            mark.done.result()
+
+    @property
+    def frozen(self) -> bool:
+        """It refuses operations."""
+        return self._frozen
 
     def drop_prefix(self, up_to: int) -> None:
         """Frees log files whose entries are all in segments."""
@@ -153,8 +179,12 @@ class Writer:
     def _run(self) -> None:
         while True:
             batch, last = self._collect()
-            if batch:
-                self._commit(batch)
+            operations = [item for item in batch if not isinstance(item, Mark)]
+            if operations:
+                self._commit(operations)
+            for item in batch:
+                if isinstance(item, Mark):
+                    item.done.set_result(None)
             if last:
                 return
             if self._queue.empty():
@@ -167,9 +197,9 @@ class Writer:
         except ShoalError:
             logger.warning("event=idle_marker_failed", exc_info=True)
 
-    def _collect(self) -> tuple[list[Operation], bool]:
+    def _collect(self) -> tuple[list[Operation | Mark], bool]:
         """What waits, up to a size; and whether the writer is to end after it."""
-        batch: list[Operation] = []
+        batch: list[Operation | Mark] = []
         item = self._queue.get()
         size = 0
         while item is not None:

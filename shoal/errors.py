@@ -246,6 +246,23 @@ class StaleTopology(ShoalError, reason="STALE_TOPOLOGY", code=Code.ABORTED, retr
     """
 
 
+class BuildUnderWay(ShoalError, reason="BUILD_UNDER_WAY", code=Code.FAILED_PRECONDITION):
+    """The collection's next generation is being built already. Wait until it serves;
+    `status` says how far it is.
+    """
+
+
+class NoPreviousGeneration(
+    ShoalError,
+    reason="NO_PREVIOUS_GENERATION",
+    code=Code.FAILED_PRECONDITION,
+    caller_fault=True,
+):
+    """There is no generation to go back to: the collection was never rebuilt, or the one
+    before was dropped.
+    """
+
+
 class SupersededWriter(ShoalError, reason="SUPERSEDED_WRITER", code=Code.ABORTED, retryable=True):
     """A newer writer owns the shard's log. Nothing was acknowledged; write again."""
 

@@ -210,9 +210,32 @@ def _show(seen: ClusterStatus) -> None:
             f"{covered['shards_total']} shards serve {covered['documents_covered']:,} of "
             f"{covered['documents_total']:,} documents"
         )
+        _show_late(collection)
         _show_shards(collection)
+        for other in collection.generations:
+            of = "" if other.phase == "previous" else f" of {other.documents_total:,}"
+            why = f": {printable(other.detail)}" if other.detail else ""
+            typer.echo(
+                f"generation {other.generation}, {other.phase}: {other.shards} shards, "
+                f"{other.documents:,}{of} documents{why}"
+            )
     known = "" if seen.controller_reachable else "; the controller does not answer: as last known"
     typer.echo(f"\ntopology {seen.topology_version}, Shoal {seen.version}{known}")
+
+
+def _show_late(collection: CollectionInfo) -> None:
+    if collection.kind != "colbert":
+        return
+    tokens = sum(shard.tokens for shard in collection.shards)
+    size = sum(shard.token_bytes for shard in collection.shards)
+    codec = next((shard.codec for shard in collection.shards if shard.codec), "fixed-point")
+    each = f", {size / tokens:.1f} bytes each" if tokens else ""
+    typer.echo(f"{tokens:,} tokens by {codec}{each}")
+    for effort in collection.efforts:
+        how = "every document" if not effort.refined else f"{effort.refined:,} documents"
+        typer.echo(
+            f"effort {effort.name}: {how} scored by their codes, overlap@10 {effort.recall:.4f}"
+        )
 
 
 def _show_shards(collection: CollectionInfo) -> None:

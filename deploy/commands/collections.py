@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 import shoal
+from deploy.commands.building import follow_build
 from deploy.commands.output import (
     DEFAULT_TARGET,
     JsonOption,
@@ -164,6 +165,54 @@ def optimize(name: NameArgument, target: TargetOption = DEFAULT_TARGET) -> None:
     typer.echo(f"optimized {name}")
 
 
+def rebuild(
+    name: NameArgument,
+    *,
+    shards: Annotated[int | None, typer.Option(metavar="N", min=1, help="Shards.")] = None,
+    index: Annotated[IndexChoice | None, typer.Option(help="Kind single: its index.")] = None,
+    encoder: Annotated[
+        str,
+        typer.Option(
+            metavar="CARD", help="Encode every text anew with this one.", show_default=False
+        ),
+    ] = "",
+    code_bytes: CodeBytesOption = None,
+    detach: Annotated[
+        bool, typer.Option("--detach", "-d", help="Return while it is being built.")
+    ] = False,
+    target: TargetOption = DEFAULT_TARGET,
+) -> None:
+    """Build a collection's next generation while this one serves, and flip to it.
+
+    What is not given stays as it is. Interrupting the command does not stop the build.
+
+    Example: shoal rebuild papers --shards 4
+    """
+    with shoal.connect(target) as client:
+        generation = client.rebuild(
+            name,
+            shards=shards,
+            index="" if index is None else index.value,
+            encoder=_from_anywhere(encoder),
+            code_bytes=code_bytes,
+        )
+        if not detach:
+            follow_build(client, name, generation)
+    typer.echo(f"{name}: generation {generation} {'is being built' if detach else 'serves'}")
+
+
+def rollback(name: NameArgument, target: TargetOption = DEFAULT_TARGET) -> None:
+    """Serve the generation before again, as it was when it was replaced.
+
+    What was written since is not in it; `shoal rollback` again goes back to that.
+
+    Example: shoal rollback papers
+    """
+    with shoal.connect(target) as client:
+        generation = client.rollback(name)
+    typer.echo(f"{name}: generation {generation} serves")
+
+
 def accept_loss(
     name: NameArgument,
     shard: Annotated[int, typer.Argument(metavar="SHARD", min=0, help="Number of the shard.")],
@@ -187,4 +236,6 @@ def register(app: typer.Typer) -> None:
     app.command()(drop)
     app.command()(ls)
     app.command()(optimize)
+    app.command()(rebuild)
+    app.command()(rollback)
     app.command("accept-loss")(accept_loss)

@@ -153,13 +153,7 @@ def settle(wish: Wish, model: Model | None) -> Settled:
         _check_dim(wish.dim, model)
         chunk_tokens = _chunk_tokens(wish, model)
     dim = wish.dim or (model.dim if model else 0)
-    if wish.code_bytes and dim % wish.code_bytes:
-        fitting = ", ".join(str(each) for each in CODE_BYTES if dim % each == 0)
-        raise InvalidRequest(
-            f"{wish.code_bytes} code bytes do not divide the {dim} columns of a token; "
-            f"use {fitting or 'another dim'}",
-            field="code_bytes",
-        )
+    check_code_bytes(wish.code_bytes, dim)
     return Settled(
         name=wish.name,
         kind=wish.kind,
@@ -175,6 +169,17 @@ def settle(wish: Wish, model: Model | None) -> Settled:
         code_bytes=wish.code_bytes,
         train_at=wish.train_at,
     )
+
+
+def check_code_bytes(code_bytes: int, dim: int) -> None:
+    """Raises InvalidRequest if a token of so many columns cannot have so many code bytes."""
+    if code_bytes and dim % code_bytes:
+        fitting = ", ".join(str(each) for each in CODE_BYTES if dim % each == 0)
+        raise InvalidRequest(
+            f"{code_bytes} code bytes do not divide the {dim} columns of a token; "
+            f"use {fitting or 'another dim'}",
+            field="code_bytes",
+        )
 
 
 def _check_kind(wish: Wish, model: Model) -> None:

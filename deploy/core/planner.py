@@ -74,9 +74,9 @@ class DropShard:
 
 @dataclass(frozen=True, slots=True)
 class ForgetDrop:
-    """Remove the record of a dropped collection: its data is gone."""
+    """Remove the record of a dropped generation: its data is gone."""
 
-    uuid: str
+    identity: str
 
 
 Action = StartProcess | StopProcess | OpenShard | CloseShard | LoadModel | DropShard | ForgetDrop
@@ -171,7 +171,7 @@ def _drops(desired: Desired, observed: Observed, now_ns: int) -> list[Action]:
     for collection in desired.drops:
         left = [ref for ref in collection.refs() if ref not in observed.dropped]
         if not left:
-            actions.append(ForgetDrop(collection.uuid))
+            actions.append(ForgetDrop(collection.identity))
         for ref in left:
             server = _dropper(collection, ref, observed)
             if server is not None and observed.dropping.get(ref, 0) <= now_ns:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
+from deploy.core.build import GenerationPhase
 from shoal.types import ShardRef
 
 NEVER_NS = 2**63 - 1
@@ -51,15 +52,17 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class Collection:
-    """A collection's serving generation, as recorded in the catalog.
+    """A generation of a collection, as recorded in the catalog.
 
     Attributes:
-        name: the user's name.
+        name: the user's name where it serves; see `deploy.core.build.record_name`.
         uuid: 32 hex digits.
         generation: from 1.
         shards: placements by shard number.
         encoder: reference of its model; "none" without one.
         fingerprint: of the model's card; empty without one.
+        phase: what it is there for.
+        highest: the highest number that a generation of the collection ever had.
     """
 
     name: str
@@ -68,6 +71,13 @@ class Collection:
     shards: tuple[Placement, ...]
     encoder: str = "none"
     fingerprint: str = ""
+    phase: GenerationPhase = GenerationPhase.SERVING
+    highest: int = 1
+
+    @property
+    def identity(self) -> str:
+        """Names this generation among all collections'."""
+        return f"{self.uuid}-{self.generation}"
 
     def ref(self, shard: int) -> ShardRef:
         """Identity of one of its shards."""

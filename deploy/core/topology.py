@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+from deploy.core.build import GenerationPhase
 from deploy.core.state import Collection, Desired, Observed, Phase, Placement, Role, ShardPhase
 from shoal.types import ShardRef
 
@@ -91,6 +92,7 @@ def _build(desired: Desired, observed: Observed, published: Topology) -> Topolog
                 ),
             )
             for collection in desired.collections
+            if collection.phase is GenerationPhase.SERVING
         ),
     )
 

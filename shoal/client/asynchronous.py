@@ -274,6 +274,26 @@ class AsyncClient:
         """Seals and merges a collection's shards into one segment each."""
         await self._run(operations.optimize(name), deadline_s)
 
+    async def rebuild(
+        self,
+        name: str,
+        *,
+        shards: int | None = None,
+        index: str = "",
+        encoder: str = "",
+        code_bytes: int | None = None,
+        deadline_s: float = defaults.CREATE_S,
+    ) -> int:
+        """Begins to build the next generation; see `Client.rebuild`."""
+        request = requests.rebuild_request(
+            name, shards=shards, index=index, encoder=encoder, code_bytes=code_bytes
+        )
+        return await self._run(operations.rebuild(request), deadline_s)
+
+    async def rollback(self, name: str, *, deadline_s: float = defaults.CREATE_S) -> int:
+        """Serves the generation before again; see `Client.rollback`."""
+        return await self._run(operations.rollback(name), deadline_s)
+
     async def accept_loss(
         self, name: str, shard: int, loss: str, *, deadline_s: float = defaults.ACCEPT_LOSS_S
     ) -> None:

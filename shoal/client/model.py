@@ -230,6 +230,9 @@ class ShardInfo:
         indexes: FAISS factory strings of the segments, oldest first.
         loss: what `accept_loss` must name when the shard is corrupt; else empty.
         detail: what is wrong, for a person; empty when nothing is.
+        tokens: kind colbert: live tokens.
+        token_bytes: kind colbert: bytes of the tokens as kept, offsets included.
+        codec: kind colbert: what keeps the tokens: "fixed-point", "pq8, 4096 centroids".
     """
 
     shard: int
@@ -243,6 +246,51 @@ class ShardInfo:
     recall: float
     indexes: tuple[str, ...]
     loss: str
+    detail: str
+    tokens: int = 0
+    token_bytes: int = 0
+    codec: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class EffortInfo:
+    """One way to search a generation of kind colbert, as calibrated when it was built.
+
+    Attributes:
+        name: "low", "normal" or "high".
+        probes: centroids of each query token that count by their own similarity.
+        refined: documents that are scored by their codes; 0 scores every one.
+        recall: overlap@10 with scoring every document, as measured.
+    """
+
+    name: str
+    probes: int
+    refined: int
+    recall: float
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationInfo:
+    """A generation of a collection that does not serve.
+
+    Attributes:
+        generation: its number.
+        phase: "training", "copying" or "previous".
+        documents: that it holds.
+        documents_total: that it is to hold, as far as is known.
+        shards: how many.
+        encoder: reference of its encoder, or "none".
+        index: its index.
+        detail: why it does not get on; empty when nothing is wrong.
+    """
+
+    generation: int
+    phase: str
+    documents: int
+    documents_total: int
+    shards: int
+    encoder: str
+    index: str
     detail: str
 
 
@@ -264,6 +312,10 @@ class CollectionInfo:
         generation: the generation that serves, from 1.
         documents: live documents, as last published by the shards.
         shards: ascending by number.
+        code_bytes: kind colbert: residual bytes of a token once quantised.
+        codec: kind colbert: name of the generation's codec; empty in fixed point.
+        efforts: kind colbert: how its searches may look; none where all are exhaustive.
+        generations: those that do not serve, ascending by number.
     """
 
     name: str
@@ -279,6 +331,10 @@ class CollectionInfo:
     generation: int
     documents: int
     shards: tuple[ShardInfo, ...]
+    code_bytes: int = 0
+    codec: str = ""
+    efforts: tuple[EffortInfo, ...] = ()
+    generations: tuple[GenerationInfo, ...] = ()
 
     def __repr__(self) -> str:
         return (

@@ -222,6 +222,19 @@ def optimize(name: str) -> Operation[None]:
     yield Call("OptimizeCollection", router_pb2.OptimizeCollectionRequest(name=check_name(name)))
 
 
+def rebuild(request: router_pb2.RebuildCollectionRequest) -> Operation[int]:
+    """Begins to build the next generation; gives its number."""
+    response: router_pb2.RebuildCollectionResponse = yield Call("RebuildCollection", request)
+    return response.generation
+
+
+def rollback(name: str) -> Operation[int]:
+    """Serves the generation before again; gives its number."""
+    request = router_pb2.RollbackCollectionRequest(name=check_name(name))
+    response: router_pb2.RollbackCollectionResponse = yield Call("RollbackCollection", request)
+    return response.generation
+
+
 def accept_loss(request: router_pb2.AcceptLossRequest) -> Operation[None]:
     """Lets a corrupt shard serve without the data that is lost."""
     yield Call("AcceptLoss", request)

@@ -8,6 +8,8 @@ from shoal.client.model import (
     Answer,
     ClusterStatus,
     CollectionInfo,
+    EffortInfo,
+    GenerationInfo,
     Hit,
     Payload,
     ProcessInfo,
@@ -183,6 +185,25 @@ def collection_info(message: router_pb2.CollectionInfo) -> CollectionInfo:
         generation=message.generation,
         documents=message.documents,
         shards=tuple(map(_shard_info, message.shards)),
+        code_bytes=settings.late.code_bytes,
+        codec=settings.late.codec,
+        efforts=tuple(
+            EffortInfo(each.name, each.probes, each.refined, each.recall)
+            for each in settings.late.efforts
+        ),
+        generations=tuple(
+            GenerationInfo(
+                generation=each.generation,
+                phase=each.phase,
+                documents=each.documents,
+                documents_total=each.documents_total,
+                shards=each.shards,
+                encoder=each.settings.encoder,
+                index=each.settings.index,
+                detail=each.detail,
+            )
+            for each in message.generations
+        ),
     )
 
 
@@ -257,4 +278,7 @@ def _shard_info(message: router_pb2.ShardInfo) -> ShardInfo:
         indexes=tuple(message.indexes),
         loss=message.loss,
         detail=message.detail,
+        tokens=message.tokens,
+        token_bytes=message.token_bytes,
+        codec=message.codec,
     )

@@ -280,6 +280,24 @@ def create_request(  # noqa: PLR0913 - options, by keyword alone
     )
 
 
+def rebuild_request(
+    name: str,
+    *,
+    shards: int | None,
+    index: str,
+    encoder: str,
+    code_bytes: int | None,
+) -> router_pb2.RebuildCollectionRequest:
+    """A generation to build; what is None or empty stays as it is."""
+    return router_pb2.RebuildCollectionRequest(
+        name=check_name(name),
+        shards=_uint32("shards", shards or 0),
+        index=utf8("index", index),
+        encoder=utf8("encoder", encoder),
+        code_bytes=_uint32("code_bytes", code_bytes or 0),
+    )
+
+
 def accept_loss_request(name: str, shard: int, loss: str) -> router_pb2.AcceptLossRequest:
     """A loss to accept, as `status` names it."""
     return router_pb2.AcceptLossRequest(

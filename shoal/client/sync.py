@@ -387,6 +387,49 @@ class Client:
         """Seals and merges a collection's shards into one segment each."""
         self._run(operations.optimize(name), deadline_s)
 
+    def rebuild(
+        self,
+        name: str,
+        *,
+        shards: int | None = None,
+        index: str = "",
+        encoder: str = "",
+        code_bytes: int | None = None,
+        deadline_s: float = defaults.CREATE_S,
+    ) -> int:
+        """Begins to build a collection's next generation; gives its number.
+
+        The collection serves and takes writes meanwhile; `status` says how far the build
+        is, and which generation serves.
+
+        Args:
+            name: the collection.
+            shards: of the next generation; None keeps their number, as with the others.
+            index: kind single: "auto", "flat", "hnsw" or "ivf-pq".
+            encoder: a built-in name, a folder, or "hub/id@revision": every text is
+                encoded anew.
+            code_bytes: kind colbert: residual bytes of a token, 4, 8, 16 or 32.
+            deadline_s: time for the call, not for the build.
+
+        Raises:
+            BuildUnderWay, CollectionNotFound, InvalidRequest, EncoderNotFound, ...
+        """
+        request = requests.rebuild_request(
+            name, shards=shards, index=index, encoder=encoder, code_bytes=code_bytes
+        )
+        return self._run(operations.rebuild(request), deadline_s)
+
+    def rollback(self, name: str, *, deadline_s: float = defaults.CREATE_S) -> int:
+        """Serves the generation before again; gives its number.
+
+        It is as it was when it was replaced: what was written since is not in it, but in
+        the generation that it replaces, which another `rollback` serves again.
+
+        Raises:
+            BuildUnderWay, CollectionNotFound, NoPreviousGeneration.
+        """
+        return self._run(operations.rollback(name), deadline_s)
+
     def accept_loss(
         self, name: str, shard: int, loss: str, *, deadline_s: float = defaults.ACCEPT_LOSS_S
     ) -> None:

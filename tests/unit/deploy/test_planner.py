@@ -104,8 +104,8 @@ class World:
                     self.dropped.add(ref)
                 else:
                     self.dropping[ref] = self.retry_at()
-            case ForgetDrop(uuid):
-                del self.drops[uuid]
+            case ForgetDrop(identity):
+                del self.drops[identity]
 
     def open(self, name: str, ref: ShardRef, server: str, epoch: int, works: bool) -> None:
         collection = self.collections[name]
@@ -181,7 +181,7 @@ def worlds(draw: st.DrawFn) -> World:
                 )
     dropped = draw(st.lists(st.sampled_from("xy"), unique=True))
     world.drops = {
-        name * 32: Collection(name, name * 32, 1, (Placement("server-0", 1),) * 2)
+        f"{name * 32}-1": Collection(name, name * 32, 1, (Placement("server-0", 1),) * 2)
         for name in dropped
     }
     return world
@@ -341,7 +341,7 @@ def test_a_model_that_loads_is_not_asked_for_again() -> None:
 
 def test_data_of_a_dropped_collection_goes_though_its_server_is_dead() -> None:
     world = settled_world()
-    world.drops["d" * 32] = Collection("d", "d" * 32, 1, (Placement("server-0", 1),))
+    world.drops["d" * 32 + "-1"] = Collection("d", "d" * 32, 1, (Placement("server-0", 1),))
     world.seen["server-0"] = world.dead(ProcessSpec("server-0", Role.SERVER), 1)
     assert DropShard(ShardRef("d" * 32, 1, 0), "server-1") in world.plan()
 

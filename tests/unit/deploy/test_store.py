@@ -61,15 +61,15 @@ async def test_a_drop_outlives_a_crash_at_each_step(tmp_path: Path) -> None:
     store = await opened(tmp_path)
     await store.create(record("a"))
     dropped = await store.drop("a")
-    uuid = dropped.collection.uuid
-    assert (await opened(tmp_path)).drops == {uuid: dropped}
+    identity = dropped.collection.identity
+    assert (await opened(tmp_path)).drops == {identity: dropped}
     # A crash between writing the drop and deleting the collection's record.
     catalog = open_storage(str(tmp_path)).catalog
     catalog.put("collections/a", dropped.to_message().SerializeToString(), 0)
     again = await opened(tmp_path)
     assert again.collections == {}
-    assert again.drops == {uuid: dropped}
-    await again.forget_drop(uuid)
+    assert again.drops == {identity: dropped}
+    await again.forget_drop(identity)
     assert (await opened(tmp_path)).drops == {}
 
 

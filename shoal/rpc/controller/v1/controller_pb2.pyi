@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from shoal.rpc.common.v1 import common_pb2 as _common_pb2
 from shoal.rpc.router.v1 import router_pb2 as _router_pb2
 import builtins as _builtins
@@ -19,6 +20,34 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _GenerationPhase:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _GenerationPhaseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_GenerationPhase.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    GENERATION_PHASE_UNSPECIFIED: _GenerationPhase.ValueType  # 0
+    """It serves."""
+    GENERATION_PHASE_TRAINING: _GenerationPhase.ValueType  # 1
+    """Its codec is being trained; it has no shards yet."""
+    GENERATION_PHASE_COPYING: _GenerationPhase.ValueType  # 2
+    """Documents are being copied to it."""
+    GENERATION_PHASE_PREVIOUS: _GenerationPhase.ValueType  # 3
+    """It served before, and is kept for going back."""
+
+class GenerationPhase(_GenerationPhase, metaclass=_GenerationPhaseEnumTypeWrapper):
+    """What a generation is there for."""
+
+GENERATION_PHASE_UNSPECIFIED: GenerationPhase.ValueType  # 0
+"""It serves."""
+GENERATION_PHASE_TRAINING: GenerationPhase.ValueType  # 1
+"""Its codec is being trained; it has no shards yet."""
+GENERATION_PHASE_COPYING: GenerationPhase.ValueType  # 2
+"""Documents are being copied to it."""
+GENERATION_PHASE_PREVIOUS: GenerationPhase.ValueType  # 3
+"""It served before, and is kept for going back."""
+Global___GenerationPhase: _TypeAlias = GenerationPhase  # noqa: Y015
 
 @_typing.final
 class WatchTopologyRequest(_message.Message):
@@ -146,15 +175,21 @@ Global___Endpoint: _TypeAlias = Endpoint  # noqa: Y015
 
 @_typing.final
 class CollectionPlacement(_message.Message):
-    """A collection and where its serving generation is."""
+    """A generation of a collection, and where it is. Routers see those that serve."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     SETTINGS_FIELD_NUMBER: _builtins.int
     GENERATION_FIELD_NUMBER: _builtins.int
     SHARDS_FIELD_NUMBER: _builtins.int
+    PHASE_FIELD_NUMBER: _builtins.int
+    HIGHEST_GENERATION_FIELD_NUMBER: _builtins.int
     generation: _builtins.int
-    """The generation that serves."""
+    """Its number, from 1."""
+    phase: Global___GenerationPhase.ValueType
+    """What it is there for."""
+    highest_generation: _builtins.int
+    """The highest number that any generation of the collection ever had."""
     @_builtins.property
     def settings(self) -> _common_pb2.CollectionSettings:
         """Its settings."""
@@ -169,10 +204,12 @@ class CollectionPlacement(_message.Message):
         settings: _common_pb2.CollectionSettings | None = ...,
         generation: _builtins.int = ...,
         shards: _abc.Iterable[Global___ShardPlacement] | None = ...,
+        phase: Global___GenerationPhase.ValueType = ...,
+        highest_generation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["settings", b"settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "settings", b"settings", "shards", b"shards"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "highest_generation", b"highest_generation", "phase", b"phase", "settings", b"settings", "shards", b"shards"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -263,6 +300,100 @@ class CreateCollectionResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CreateCollectionResponse: _TypeAlias = CreateCollectionResponse  # noqa: Y015
+
+@_typing.final
+class RebuildCollectionRequest(_message.Message):
+    """As the router got it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def request(self) -> _router_pb2.RebuildCollectionRequest:
+        """The user's wish."""
+
+    def __init__(
+        self,
+        *,
+        request: _router_pb2.RebuildCollectionRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RebuildCollectionRequest: _TypeAlias = RebuildCollectionRequest  # noqa: Y015
+
+@_typing.final
+class RebuildCollectionResponse(_message.Message):
+    """It is being built."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GENERATION_FIELD_NUMBER: _builtins.int
+    generation: _builtins.int
+    """The number of the next generation."""
+    def __init__(
+        self,
+        *,
+        generation: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RebuildCollectionResponse: _TypeAlias = RebuildCollectionResponse  # noqa: Y015
+
+@_typing.final
+class RollbackCollectionRequest(_message.Message):
+    """As the router got it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The collection's name."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RollbackCollectionRequest: _TypeAlias = RollbackCollectionRequest  # noqa: Y015
+
+@_typing.final
+class RollbackCollectionResponse(_message.Message):
+    """The generation before serves."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GENERATION_FIELD_NUMBER: _builtins.int
+    TOPOLOGY_VERSION_FIELD_NUMBER: _builtins.int
+    generation: _builtins.int
+    """Its number."""
+    topology_version: _builtins.int
+    """Topology version that holds it."""
+    def __init__(
+        self,
+        *,
+        generation: _builtins.int = ...,
+        topology_version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "topology_version", b"topology_version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RollbackCollectionResponse: _TypeAlias = RollbackCollectionResponse  # noqa: Y015
 
 @_typing.final
 class DropCollectionRequest(_message.Message):

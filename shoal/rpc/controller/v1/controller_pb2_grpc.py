@@ -51,6 +51,16 @@ class ControllerServiceStub:
                 request_serializer=shoal_dot_rpc_dot_controller_dot_v1_dot_controller__pb2.DropCollectionRequest.SerializeToString,
                 response_deserializer=shoal_dot_rpc_dot_controller_dot_v1_dot_controller__pb2.DropCollectionResponse.FromString,
                 _registered_method=True)
+        self.RebuildCollection = channel.unary_unary(
+                '/shoal.rpc.controller.v1.ControllerService/RebuildCollection',
+                request_serializer=shoal_dot_rpc_dot_controller_dot_v1_dot_controller__pb2.RebuildCollectionRequest.SerializeToString,
+                response_deserializer=shoal_dot_rpc_dot_controller_dot_v1_dot_controller__pb2.RebuildCollectionResponse.FromString,
+                _registered_method=True)
+        self.RollbackCollection = channel.unary_unary(
+                '/shoal.rpc.controller.v1.ControllerService/RollbackCollection',
+                request_serializer=shoal_dot_rpc_dot_controller_dot_v1_dot_controller__pb2.RollbackCollectionRequest.SerializeToString,
+                response_deserializer=shoal_dot_rpc_dot_controller_dot_v1_dot_controller__pb2.RollbackCollectionResponse.FromString,
+                _registered_method=True)
         self.AcceptLoss = channel.unary_unary(
                 '/shoal.rpc.controller.v1.ControllerService/AcceptLoss',
                 request_serializer=shoal_dot_rpc_dot_controller_dot_v1_dot_controller__pb2.AcceptLossRequest.SerializeToString,
@@ -91,6 +101,22 @@ class ControllerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RebuildCollection(self, request, context):
+        """Begins to build a collection's next generation. Errors as
+        AdminService.RebuildCollection.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RollbackCollection(self, request, context):
+        """Serves a collection's generation before this one again. Errors as
+        AdminService.RollbackCollection.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def AcceptLoss(self, request, context):
         """Opens a corrupt shard without the data that is lost.
         """
@@ -122,6 +148,16 @@ def add_ControllerServiceServicer_to_server(servicer, server):
                     servicer.DropCollection,
                     request_deserializer=shoal_dot_rpc_dot_controller_dot_v1_dot_controller__pb2.DropCollectionRequest.FromString,
                     response_serializer=shoal_dot_rpc_dot_controller_dot_v1_dot_controller__pb2.DropCollectionResponse.SerializeToString,
+            ),
+            'RebuildCollection': grpc.unary_unary_rpc_method_handler(
+                    servicer.RebuildCollection,
+                    request_deserializer=shoal_dot_rpc_dot_controller_dot_v1_dot_controller__pb2.RebuildCollectionRequest.FromString,
+                    response_serializer=shoal_dot_rpc_dot_controller_dot_v1_dot_controller__pb2.RebuildCollectionResponse.SerializeToString,
+            ),
+            'RollbackCollection': grpc.unary_unary_rpc_method_handler(
+                    servicer.RollbackCollection,
+                    request_deserializer=shoal_dot_rpc_dot_controller_dot_v1_dot_controller__pb2.RollbackCollectionRequest.FromString,
+                    response_serializer=shoal_dot_rpc_dot_controller_dot_v1_dot_controller__pb2.RollbackCollectionResponse.SerializeToString,
             ),
             'AcceptLoss': grpc.unary_unary_rpc_method_handler(
                     servicer.AcceptLoss,
@@ -217,6 +253,60 @@ class ControllerService:
             '/shoal.rpc.controller.v1.ControllerService/DropCollection',
             shoal_dot_rpc_dot_controller_dot_v1_dot_controller__pb2.DropCollectionRequest.SerializeToString,
             shoal_dot_rpc_dot_controller_dot_v1_dot_controller__pb2.DropCollectionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RebuildCollection(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.rpc.controller.v1.ControllerService/RebuildCollection',
+            shoal_dot_rpc_dot_controller_dot_v1_dot_controller__pb2.RebuildCollectionRequest.SerializeToString,
+            shoal_dot_rpc_dot_controller_dot_v1_dot_controller__pb2.RebuildCollectionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RollbackCollection(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.rpc.controller.v1.ControllerService/RollbackCollection',
+            shoal_dot_rpc_dot_controller_dot_v1_dot_controller__pb2.RollbackCollectionRequest.SerializeToString,
+            shoal_dot_rpc_dot_controller_dot_v1_dot_controller__pb2.RollbackCollectionResponse.FromString,
             options,
             channel_credentials,
             insecure,

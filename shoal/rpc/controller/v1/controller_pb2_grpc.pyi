@@ -45,6 +45,14 @@ class ControllerServiceStub:
     """Drops a collection: publishes the topology without it, then deletes its
     data. NOT_FOUND (COLLECTION_NOT_FOUND).
     """
+    RebuildCollection: _grpc.UnaryUnaryMultiCallable[_controller_pb2.RebuildCollectionRequest, _controller_pb2.RebuildCollectionResponse]
+    """Begins to build a collection's next generation. Errors as
+    AdminService.RebuildCollection.
+    """
+    RollbackCollection: _grpc.UnaryUnaryMultiCallable[_controller_pb2.RollbackCollectionRequest, _controller_pb2.RollbackCollectionResponse]
+    """Serves a collection's generation before this one again. Errors as
+    AdminService.RollbackCollection.
+    """
     AcceptLoss: _grpc.UnaryUnaryMultiCallable[_controller_pb2.AcceptLossRequest, _controller_pb2.AcceptLossResponse]
     """Opens a corrupt shard without the data that is lost."""
     GetClusterStatus: _grpc.UnaryUnaryMultiCallable[_controller_pb2.GetClusterStatusRequest, _controller_pb2.GetClusterStatusResponse]
@@ -66,6 +74,14 @@ class ControllerServiceAsyncStub(ControllerServiceStub):
     DropCollection: _aio.UnaryUnaryMultiCallable[_controller_pb2.DropCollectionRequest, _controller_pb2.DropCollectionResponse]  # type: ignore[assignment]
     """Drops a collection: publishes the topology without it, then deletes its
     data. NOT_FOUND (COLLECTION_NOT_FOUND).
+    """
+    RebuildCollection: _aio.UnaryUnaryMultiCallable[_controller_pb2.RebuildCollectionRequest, _controller_pb2.RebuildCollectionResponse]  # type: ignore[assignment]
+    """Begins to build a collection's next generation. Errors as
+    AdminService.RebuildCollection.
+    """
+    RollbackCollection: _aio.UnaryUnaryMultiCallable[_controller_pb2.RollbackCollectionRequest, _controller_pb2.RollbackCollectionResponse]  # type: ignore[assignment]
+    """Serves a collection's generation before this one again. Errors as
+    AdminService.RollbackCollection.
     """
     AcceptLoss: _aio.UnaryUnaryMultiCallable[_controller_pb2.AcceptLossRequest, _controller_pb2.AcceptLossResponse]  # type: ignore[assignment]
     """Opens a corrupt shard without the data that is lost."""
@@ -103,6 +119,26 @@ class ControllerServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_controller_pb2.DropCollectionResponse, _abc.Awaitable[_controller_pb2.DropCollectionResponse]]:
         """Drops a collection: publishes the topology without it, then deletes its
         data. NOT_FOUND (COLLECTION_NOT_FOUND).
+        """
+
+    @_abc_1.abstractmethod
+    def RebuildCollection(
+        self,
+        request: _controller_pb2.RebuildCollectionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_controller_pb2.RebuildCollectionResponse, _abc.Awaitable[_controller_pb2.RebuildCollectionResponse]]:
+        """Begins to build a collection's next generation. Errors as
+        AdminService.RebuildCollection.
+        """
+
+    @_abc_1.abstractmethod
+    def RollbackCollection(
+        self,
+        request: _controller_pb2.RollbackCollectionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_controller_pb2.RollbackCollectionResponse, _abc.Awaitable[_controller_pb2.RollbackCollectionResponse]]:
+        """Serves a collection's generation before this one again. Errors as
+        AdminService.RollbackCollection.
         """
 
     @_abc_1.abstractmethod

@@ -1423,6 +1423,158 @@ class ListCollectionsResponse(_message.Message):
 Global___ListCollectionsResponse: _TypeAlias = ListCollectionsResponse  # noqa: Y015
 
 @_typing.final
+class RebuildCollectionRequest(_message.Message):
+    """What the next generation changes; what is empty or 0 stays as it is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SHARDS_FIELD_NUMBER: _builtins.int
+    INDEX_FIELD_NUMBER: _builtins.int
+    ENCODER_FIELD_NUMBER: _builtins.int
+    CODE_BYTES_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The collection's name."""
+    shards: _builtins.int
+    """Shards."""
+    index: _builtins.str
+    """Kind single: "auto", "flat", "hnsw", "ivf-pq"."""
+    encoder: _builtins.str
+    """A built-in name, a folder, or "hub/id@revision": every text is encoded anew."""
+    code_bytes: _builtins.int
+    """Kind colbert: residual bytes of a token, 4, 8, 16 or 32."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        shards: _builtins.int = ...,
+        index: _builtins.str = ...,
+        encoder: _builtins.str = ...,
+        code_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code_bytes", b"code_bytes", "encoder", b"encoder", "index", b"index", "name", b"name", "shards", b"shards"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RebuildCollectionRequest: _TypeAlias = RebuildCollectionRequest  # noqa: Y015
+
+@_typing.final
+class RebuildCollectionResponse(_message.Message):
+    """It is being built."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GENERATION_FIELD_NUMBER: _builtins.int
+    generation: _builtins.int
+    """The number of the next generation."""
+    def __init__(
+        self,
+        *,
+        generation: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RebuildCollectionResponse: _TypeAlias = RebuildCollectionResponse  # noqa: Y015
+
+@_typing.final
+class RollbackCollectionRequest(_message.Message):
+    """A collection to take a generation back."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RollbackCollectionRequest: _TypeAlias = RollbackCollectionRequest  # noqa: Y015
+
+@_typing.final
+class RollbackCollectionResponse(_message.Message):
+    """The generation before serves."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GENERATION_FIELD_NUMBER: _builtins.int
+    generation: _builtins.int
+    """Its number."""
+    def __init__(
+        self,
+        *,
+        generation: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RollbackCollectionResponse: _TypeAlias = RollbackCollectionResponse  # noqa: Y015
+
+@_typing.final
+class GenerationInfo(_message.Message):
+    """A generation that does not serve."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GENERATION_FIELD_NUMBER: _builtins.int
+    PHASE_FIELD_NUMBER: _builtins.int
+    DOCUMENTS_FIELD_NUMBER: _builtins.int
+    DOCUMENTS_TOTAL_FIELD_NUMBER: _builtins.int
+    SETTINGS_FIELD_NUMBER: _builtins.int
+    SHARDS_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    generation: _builtins.int
+    """Its number."""
+    phase: _builtins.str
+    """"training", "copying" or "previous"."""
+    documents: _builtins.int
+    """Documents in it."""
+    documents_total: _builtins.int
+    """Documents that it is to have, as far as is known."""
+    shards: _builtins.int
+    """Shards."""
+    detail: _builtins.str
+    """Why it does not get on, for a person; empty when nothing is wrong."""
+    @_builtins.property
+    def settings(self) -> _common_pb2.CollectionSettings:
+        """Its settings."""
+
+    def __init__(
+        self,
+        *,
+        generation: _builtins.int = ...,
+        phase: _builtins.str = ...,
+        documents: _builtins.int = ...,
+        documents_total: _builtins.int = ...,
+        settings: _common_pb2.CollectionSettings | None = ...,
+        shards: _builtins.int = ...,
+        detail: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["settings", b"settings"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "documents", b"documents", "documents_total", b"documents_total", "generation", b"generation", "phase", b"phase", "settings", b"settings", "shards", b"shards"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GenerationInfo: _TypeAlias = GenerationInfo  # noqa: Y015
+
+@_typing.final
 class OptimizeCollectionRequest(_message.Message):
     """A collection to optimise."""
 
@@ -1518,6 +1670,7 @@ class CollectionInfo(_message.Message):
     GENERATION_FIELD_NUMBER: _builtins.int
     SHARDS_FIELD_NUMBER: _builtins.int
     DOCUMENTS_FIELD_NUMBER: _builtins.int
+    GENERATIONS_FIELD_NUMBER: _builtins.int
     generation: _builtins.int
     """The generation that serves, from 1."""
     documents: _builtins.int
@@ -1530,6 +1683,10 @@ class CollectionInfo(_message.Message):
     def shards(self) -> _containers.RepeatedCompositeFieldContainer[Global___ShardInfo]:
         """The shards, ascending by number."""
 
+    @_builtins.property
+    def generations(self) -> _containers.RepeatedCompositeFieldContainer[Global___GenerationInfo]:
+        """Its other generations, ascending by number; empty while the controller is away."""
+
     def __init__(
         self,
         *,
@@ -1537,10 +1694,11 @@ class CollectionInfo(_message.Message):
         generation: _builtins.int = ...,
         shards: _abc.Iterable[Global___ShardInfo] | None = ...,
         documents: _builtins.int = ...,
+        generations: _abc.Iterable[Global___GenerationInfo] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["settings", b"settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["documents", b"documents", "generation", b"generation", "settings", b"settings", "shards", b"shards"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["documents", b"documents", "generation", b"generation", "generations", b"generations", "settings", b"settings", "shards", b"shards"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1564,6 +1722,9 @@ class ShardInfo(_message.Message):
     INDEXES_FIELD_NUMBER: _builtins.int
     LOSS_FIELD_NUMBER: _builtins.int
     DETAIL_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    TOKEN_BYTES_FIELD_NUMBER: _builtins.int
+    CODEC_FIELD_NUMBER: _builtins.int
     shard: _builtins.int
     """Shard number."""
     server: _builtins.str
@@ -1588,6 +1749,12 @@ class ShardInfo(_message.Message):
     """The loss to accept, when corrupt; else empty."""
     detail: _builtins.str
     """What is wrong, for a person; empty when nothing is."""
+    tokens: _builtins.int
+    """Kind colbert: live tokens."""
+    token_bytes: _builtins.int
+    """Kind colbert: bytes of the tokens as kept, offsets included."""
+    codec: _builtins.str
+    """Kind colbert: what keeps the tokens: "fixed-point", "pq8, 4096 centroids"."""
     @_builtins.property
     def indexes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """FAISS factory strings of the segments, oldest first."""
@@ -1607,10 +1774,13 @@ class ShardInfo(_message.Message):
         indexes: _abc.Iterable[_builtins.str] | None = ...,
         loss: _builtins.str = ...,
         detail: _builtins.str = ...,
+        tokens: _builtins.int = ...,
+        token_bytes: _builtins.int = ...,
+        codec: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "documents", b"documents", "index_bytes", b"index_bytes", "indexes", b"indexes", "loss", b"loss", "passages", b"passages", "position", b"position", "recall", b"recall", "server", b"server", "shard", b"shard", "state", b"state", "tail_passages", b"tail_passages"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["codec", b"codec", "detail", b"detail", "documents", b"documents", "index_bytes", b"index_bytes", "indexes", b"indexes", "loss", b"loss", "passages", b"passages", "position", b"position", "recall", b"recall", "server", b"server", "shard", b"shard", "state", b"state", "tail_passages", b"tail_passages", "token_bytes", b"token_bytes", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

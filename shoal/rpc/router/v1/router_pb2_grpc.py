@@ -420,6 +420,16 @@ class AdminServiceStub:
                 request_serializer=shoal_dot_rpc_dot_router_dot_v1_dot_router__pb2.OptimizeCollectionRequest.SerializeToString,
                 response_deserializer=shoal_dot_rpc_dot_router_dot_v1_dot_router__pb2.OptimizeCollectionResponse.FromString,
                 _registered_method=True)
+        self.RebuildCollection = channel.unary_unary(
+                '/shoal.rpc.router.v1.AdminService/RebuildCollection',
+                request_serializer=shoal_dot_rpc_dot_router_dot_v1_dot_router__pb2.RebuildCollectionRequest.SerializeToString,
+                response_deserializer=shoal_dot_rpc_dot_router_dot_v1_dot_router__pb2.RebuildCollectionResponse.FromString,
+                _registered_method=True)
+        self.RollbackCollection = channel.unary_unary(
+                '/shoal.rpc.router.v1.AdminService/RollbackCollection',
+                request_serializer=shoal_dot_rpc_dot_router_dot_v1_dot_router__pb2.RollbackCollectionRequest.SerializeToString,
+                response_deserializer=shoal_dot_rpc_dot_router_dot_v1_dot_router__pb2.RollbackCollectionResponse.FromString,
+                _registered_method=True)
         self.GetStatus = channel.unary_unary(
                 '/shoal.rpc.router.v1.AdminService/GetStatus',
                 request_serializer=shoal_dot_rpc_dot_router_dot_v1_dot_router__pb2.GetStatusRequest.SerializeToString,
@@ -468,6 +478,25 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RebuildCollection(self, request, context):
+        """Begins to build a collection's next generation while this one serves and takes
+        writes, and answers at once; `GetStatus` says how far it is, and when it serves.
+        NOT_FOUND (COLLECTION_NOT_FOUND, ENCODER_NOT_FOUND), INVALID_ARGUMENT
+        (INVALID_REQUEST), FAILED_PRECONDITION (BUILD_UNDER_WAY, UNSUPPORTED_MODEL).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RollbackCollection(self, request, context):
+        """Serves the generation before this one again, as it was when it was replaced:
+        what was written since is not in it. NOT_FOUND (COLLECTION_NOT_FOUND),
+        FAILED_PRECONDITION (BUILD_UNDER_WAY, NO_PREVIOUS_GENERATION).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetStatus(self, request, context):
         """The cluster: processes, shards, collections, limits.
         """
@@ -505,6 +534,16 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.OptimizeCollection,
                     request_deserializer=shoal_dot_rpc_dot_router_dot_v1_dot_router__pb2.OptimizeCollectionRequest.FromString,
                     response_serializer=shoal_dot_rpc_dot_router_dot_v1_dot_router__pb2.OptimizeCollectionResponse.SerializeToString,
+            ),
+            'RebuildCollection': grpc.unary_unary_rpc_method_handler(
+                    servicer.RebuildCollection,
+                    request_deserializer=shoal_dot_rpc_dot_router_dot_v1_dot_router__pb2.RebuildCollectionRequest.FromString,
+                    response_serializer=shoal_dot_rpc_dot_router_dot_v1_dot_router__pb2.RebuildCollectionResponse.SerializeToString,
+            ),
+            'RollbackCollection': grpc.unary_unary_rpc_method_handler(
+                    servicer.RollbackCollection,
+                    request_deserializer=shoal_dot_rpc_dot_router_dot_v1_dot_router__pb2.RollbackCollectionRequest.FromString,
+                    response_serializer=shoal_dot_rpc_dot_router_dot_v1_dot_router__pb2.RollbackCollectionResponse.SerializeToString,
             ),
             'GetStatus': grpc.unary_unary_rpc_method_handler(
                     servicer.GetStatus,
@@ -627,6 +666,60 @@ class AdminService:
             '/shoal.rpc.router.v1.AdminService/OptimizeCollection',
             shoal_dot_rpc_dot_router_dot_v1_dot_router__pb2.OptimizeCollectionRequest.SerializeToString,
             shoal_dot_rpc_dot_router_dot_v1_dot_router__pb2.OptimizeCollectionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RebuildCollection(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.rpc.router.v1.AdminService/RebuildCollection',
+            shoal_dot_rpc_dot_router_dot_v1_dot_router__pb2.RebuildCollectionRequest.SerializeToString,
+            shoal_dot_rpc_dot_router_dot_v1_dot_router__pb2.RebuildCollectionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RollbackCollection(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.rpc.router.v1.AdminService/RollbackCollection',
+            shoal_dot_rpc_dot_router_dot_v1_dot_router__pb2.RollbackCollectionRequest.SerializeToString,
+            shoal_dot_rpc_dot_router_dot_v1_dot_router__pb2.RollbackCollectionResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -207,6 +207,17 @@ class AdminServiceStub:
     """The collections, ascending by name."""
     OptimizeCollection: _grpc.UnaryUnaryMultiCallable[_router_pb2.OptimizeCollectionRequest, _router_pb2.OptimizeCollectionResponse]
     """Seals and merges a collection's shards into one segment each."""
+    RebuildCollection: _grpc.UnaryUnaryMultiCallable[_router_pb2.RebuildCollectionRequest, _router_pb2.RebuildCollectionResponse]
+    """Begins to build a collection's next generation while this one serves and takes
+    writes, and answers at once; `GetStatus` says how far it is, and when it serves.
+    NOT_FOUND (COLLECTION_NOT_FOUND, ENCODER_NOT_FOUND), INVALID_ARGUMENT
+    (INVALID_REQUEST), FAILED_PRECONDITION (BUILD_UNDER_WAY, UNSUPPORTED_MODEL).
+    """
+    RollbackCollection: _grpc.UnaryUnaryMultiCallable[_router_pb2.RollbackCollectionRequest, _router_pb2.RollbackCollectionResponse]
+    """Serves the generation before this one again, as it was when it was replaced:
+    what was written since is not in it. NOT_FOUND (COLLECTION_NOT_FOUND),
+    FAILED_PRECONDITION (BUILD_UNDER_WAY, NO_PREVIOUS_GENERATION).
+    """
     GetStatus: _grpc.UnaryUnaryMultiCallable[_router_pb2.GetStatusRequest, _router_pb2.GetStatusResponse]
     """The cluster: processes, shards, collections, limits."""
     AcceptLoss: _grpc.UnaryUnaryMultiCallable[_router_pb2.AcceptLossRequest, _router_pb2.AcceptLossResponse]
@@ -233,6 +244,17 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """The collections, ascending by name."""
     OptimizeCollection: _aio.UnaryUnaryMultiCallable[_router_pb2.OptimizeCollectionRequest, _router_pb2.OptimizeCollectionResponse]  # type: ignore[assignment]
     """Seals and merges a collection's shards into one segment each."""
+    RebuildCollection: _aio.UnaryUnaryMultiCallable[_router_pb2.RebuildCollectionRequest, _router_pb2.RebuildCollectionResponse]  # type: ignore[assignment]
+    """Begins to build a collection's next generation while this one serves and takes
+    writes, and answers at once; `GetStatus` says how far it is, and when it serves.
+    NOT_FOUND (COLLECTION_NOT_FOUND, ENCODER_NOT_FOUND), INVALID_ARGUMENT
+    (INVALID_REQUEST), FAILED_PRECONDITION (BUILD_UNDER_WAY, UNSUPPORTED_MODEL).
+    """
+    RollbackCollection: _aio.UnaryUnaryMultiCallable[_router_pb2.RollbackCollectionRequest, _router_pb2.RollbackCollectionResponse]  # type: ignore[assignment]
+    """Serves the generation before this one again, as it was when it was replaced:
+    what was written since is not in it. NOT_FOUND (COLLECTION_NOT_FOUND),
+    FAILED_PRECONDITION (BUILD_UNDER_WAY, NO_PREVIOUS_GENERATION).
+    """
     GetStatus: _aio.UnaryUnaryMultiCallable[_router_pb2.GetStatusRequest, _router_pb2.GetStatusResponse]  # type: ignore[assignment]
     """The cluster: processes, shards, collections, limits."""
     AcceptLoss: _aio.UnaryUnaryMultiCallable[_router_pb2.AcceptLossRequest, _router_pb2.AcceptLossResponse]  # type: ignore[assignment]
@@ -280,6 +302,29 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_router_pb2.OptimizeCollectionResponse, _abc.Awaitable[_router_pb2.OptimizeCollectionResponse]]:
         """Seals and merges a collection's shards into one segment each."""
+
+    @_abc_1.abstractmethod
+    def RebuildCollection(
+        self,
+        request: _router_pb2.RebuildCollectionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_router_pb2.RebuildCollectionResponse, _abc.Awaitable[_router_pb2.RebuildCollectionResponse]]:
+        """Begins to build a collection's next generation while this one serves and takes
+        writes, and answers at once; `GetStatus` says how far it is, and when it serves.
+        NOT_FOUND (COLLECTION_NOT_FOUND, ENCODER_NOT_FOUND), INVALID_ARGUMENT
+        (INVALID_REQUEST), FAILED_PRECONDITION (BUILD_UNDER_WAY, UNSUPPORTED_MODEL).
+        """
+
+    @_abc_1.abstractmethod
+    def RollbackCollection(
+        self,
+        request: _router_pb2.RollbackCollectionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_router_pb2.RollbackCollectionResponse, _abc.Awaitable[_router_pb2.RollbackCollectionResponse]]:
+        """Serves the generation before this one again, as it was when it was replaced:
+        what was written since is not in it. NOT_FOUND (COLLECTION_NOT_FOUND),
+        FAILED_PRECONDITION (BUILD_UNDER_WAY, NO_PREVIOUS_GENERATION).
+        """
 
     @_abc_1.abstractmethod
     def GetStatus(

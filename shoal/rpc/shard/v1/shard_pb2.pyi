@@ -920,6 +920,194 @@ class DeleteResponse(_message.Message):
 Global___DeleteResponse: _TypeAlias = DeleteResponse  # noqa: Y015
 
 @_typing.final
+class ListDocumentsRequest(_message.Message):
+    """Asks for the next documents of a shard."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    AFTER_ID_FIELD_NUMBER: _builtins.int
+    MAX_DOCUMENTS_FIELD_NUMBER: _builtins.int
+    after_id: _builtins.str
+    """Only documents after this one in the order of (id hash, id); empty begins."""
+    max_documents: _builtins.int
+    """Documents wanted at most, 1 or more."""
+    @_builtins.property
+    def key(self) -> Global___ShardKey:
+        """The shard."""
+
+    def __init__(
+        self,
+        *,
+        key: Global___ShardKey | None = ...,
+        after_id: _builtins.str = ...,
+        max_documents: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_id", b"after_id", "key", b"key", "max_documents", b"max_documents"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDocumentsRequest: _TypeAlias = ListDocumentsRequest  # noqa: Y015
+
+@_typing.final
+class ListDocumentsResponse(_message.Message):
+    """Documents in the order of (id hash, id)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IDS_FIELD_NUMBER: _builtins.int
+    DIGESTS_FIELD_NUMBER: _builtins.int
+    LAST_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    digests: _builtins.bytes
+    """16 bytes per id: its content digest."""
+    last: _builtins.bool
+    """There are no documents after these."""
+    position: _builtins.int
+    """Sequence number up to which the answer saw every write."""
+    @_builtins.property
+    def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Their ids."""
+
+    def __init__(
+        self,
+        *,
+        ids: _abc.Iterable[_builtins.str] | None = ...,
+        digests: _builtins.bytes = ...,
+        last: _builtins.bool = ...,
+        position: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digests", b"digests", "ids", b"ids", "last", b"last", "position", b"position"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDocumentsResponse: _TypeAlias = ListDocumentsResponse  # noqa: Y015
+
+@_typing.final
+class ExportRequest(_message.Message):
+    """Asks for documents with their vectors."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    IDS_FIELD_NUMBER: _builtins.int
+    WITHOUT_VECTORS_FIELD_NUMBER: _builtins.int
+    without_vectors: _builtins.bool
+    """Leave the vectors out."""
+    @_builtins.property
+    def key(self) -> Global___ShardKey:
+        """The shard."""
+
+    @_builtins.property
+    def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Their ids."""
+
+    def __init__(
+        self,
+        *,
+        key: Global___ShardKey | None = ...,
+        ids: _abc.Iterable[_builtins.str] | None = ...,
+        without_vectors: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ids", b"ids", "key", b"key", "without_vectors", b"without_vectors"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportRequest: _TypeAlias = ExportRequest  # noqa: Y015
+
+@_typing.final
+class ExportResponse(_message.Message):
+    """Those of the documents that are stored, in the order asked."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSIONS_FIELD_NUMBER: _builtins.int
+    VECTORS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def versions(self) -> _containers.RepeatedCompositeFieldContainer[Global___DocumentVersion]:
+        """As they were written."""
+
+    @_builtins.property
+    def vectors(self) -> _common_pb2.Matrix:
+        """As in WriteRequest; no rows where they were left out, or where the codec keeps
+        codes alone.
+        """
+
+    def __init__(
+        self,
+        *,
+        versions: _abc.Iterable[Global___DocumentVersion] | None = ...,
+        vectors: _common_pb2.Matrix | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["vectors", b"vectors"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["vectors", b"vectors", "versions", b"versions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportResponse: _TypeAlias = ExportResponse  # noqa: Y015
+
+@_typing.final
+class FreezeRequest(_message.Message):
+    """Stops or resumes the writes of a shard."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    FROZEN_FIELD_NUMBER: _builtins.int
+    frozen: _builtins.bool
+    """Refuse writes; else take them again."""
+    @_builtins.property
+    def key(self) -> Global___ShardKey:
+        """The shard."""
+
+    def __init__(
+        self,
+        *,
+        key: Global___ShardKey | None = ...,
+        frozen: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["frozen", b"frozen", "key", b"key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FreezeRequest: _TypeAlias = FreezeRequest  # noqa: Y015
+
+@_typing.final
+class FreezeResponse(_message.Message):
+    """The shard does as asked."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POSITION_FIELD_NUMBER: _builtins.int
+    WRITER_EPOCH_FIELD_NUMBER: _builtins.int
+    position: _builtins.int
+    """Sequence number of its newest write."""
+    writer_epoch: _builtins.int
+    """Epoch under which it writes: a shard that was opened again has another."""
+    def __init__(
+        self,
+        *,
+        position: _builtins.int = ...,
+        writer_epoch: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["position", b"position", "writer_epoch", b"writer_epoch"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FreezeResponse: _TypeAlias = FreezeResponse  # noqa: Y015
+
+@_typing.final
 class SampleRequest(_message.Message):
     """Asks for the next documents of a shard's sample."""
 
@@ -1137,6 +1325,7 @@ class ShardStatus(_message.Message):
     TOKENS_FIELD_NUMBER: _builtins.int
     TOKEN_BYTES_FIELD_NUMBER: _builtins.int
     CODEC_FIELD_NUMBER: _builtins.int
+    FROZEN_FIELD_NUMBER: _builtins.int
     state: Global___ShardState.ValueType
     """Whether it answers."""
     documents: _builtins.int
@@ -1159,6 +1348,8 @@ class ShardStatus(_message.Message):
     """Kind colbert: bytes of the tokens as kept, offsets included, dead ones too."""
     codec: _builtins.str
     """Kind colbert: what keeps the tokens: "fixed-point", "pq8, 4096 centroids"."""
+    frozen: _builtins.bool
+    """It refuses writes."""
     @_builtins.property
     def key(self) -> Global___ShardKey:
         """The shard."""
@@ -1183,10 +1374,11 @@ class ShardStatus(_message.Message):
         tokens: _builtins.int = ...,
         token_bytes: _builtins.int = ...,
         codec: _builtins.str = ...,
+        frozen: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["codec", b"codec", "detail", b"detail", "documents", b"documents", "key", b"key", "loss", b"loss", "passages", b"passages", "position", b"position", "segments", b"segments", "state", b"state", "tail_passages", b"tail_passages", "token_bytes", b"token_bytes", "tokens", b"tokens", "writer_epoch", b"writer_epoch"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["codec", b"codec", "detail", b"detail", "documents", b"documents", "frozen", b"frozen", "key", b"key", "loss", b"loss", "passages", b"passages", "position", b"position", "segments", b"segments", "state", b"state", "tail_passages", b"tail_passages", "token_bytes", b"token_bytes", "tokens", b"tokens", "writer_epoch", b"writer_epoch"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -81,6 +81,21 @@ class ShardServiceStub:
                 request_serializer=shoal_dot_rpc_dot_shard_dot_v1_dot_shard__pb2.DeleteRequest.SerializeToString,
                 response_deserializer=shoal_dot_rpc_dot_shard_dot_v1_dot_shard__pb2.DeleteResponse.FromString,
                 _registered_method=True)
+        self.ListDocuments = channel.unary_unary(
+                '/shoal.rpc.shard.v1.ShardService/ListDocuments',
+                request_serializer=shoal_dot_rpc_dot_shard_dot_v1_dot_shard__pb2.ListDocumentsRequest.SerializeToString,
+                response_deserializer=shoal_dot_rpc_dot_shard_dot_v1_dot_shard__pb2.ListDocumentsResponse.FromString,
+                _registered_method=True)
+        self.Export = channel.unary_unary(
+                '/shoal.rpc.shard.v1.ShardService/Export',
+                request_serializer=shoal_dot_rpc_dot_shard_dot_v1_dot_shard__pb2.ExportRequest.SerializeToString,
+                response_deserializer=shoal_dot_rpc_dot_shard_dot_v1_dot_shard__pb2.ExportResponse.FromString,
+                _registered_method=True)
+        self.Freeze = channel.unary_unary(
+                '/shoal.rpc.shard.v1.ShardService/Freeze',
+                request_serializer=shoal_dot_rpc_dot_shard_dot_v1_dot_shard__pb2.FreezeRequest.SerializeToString,
+                response_deserializer=shoal_dot_rpc_dot_shard_dot_v1_dot_shard__pb2.FreezeResponse.FromString,
+                _registered_method=True)
         self.Sample = channel.unary_unary(
                 '/shoal.rpc.shard.v1.ShardService/Sample',
                 request_serializer=shoal_dot_rpc_dot_shard_dot_v1_dot_shard__pb2.SampleRequest.SerializeToString,
@@ -168,6 +183,30 @@ class ShardServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListDocuments(self, request, context):
+        """Ids and digests of the live documents, in the order of (id hash, id): what
+        two generations are compared by.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Export(self, request, context):
+        """Live documents as they were written, to be written to another generation.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Freeze(self, request, context):
+        """Has a shard refuse writes (ABORTED, STALE_TOPOLOGY), or take them again;
+        answers when no write is under way. Not durable: a shard that is opened
+        takes writes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Sample(self, request, context):
         """Documents of kind colbert for training and calibration, those with the
         smallest sample rank first, with their vectors where the codec keeps them.
@@ -232,6 +271,21 @@ def add_ShardServiceServicer_to_server(servicer, server):
                     servicer.Delete,
                     request_deserializer=shoal_dot_rpc_dot_shard_dot_v1_dot_shard__pb2.DeleteRequest.FromString,
                     response_serializer=shoal_dot_rpc_dot_shard_dot_v1_dot_shard__pb2.DeleteResponse.SerializeToString,
+            ),
+            'ListDocuments': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDocuments,
+                    request_deserializer=shoal_dot_rpc_dot_shard_dot_v1_dot_shard__pb2.ListDocumentsRequest.FromString,
+                    response_serializer=shoal_dot_rpc_dot_shard_dot_v1_dot_shard__pb2.ListDocumentsResponse.SerializeToString,
+            ),
+            'Export': grpc.unary_unary_rpc_method_handler(
+                    servicer.Export,
+                    request_deserializer=shoal_dot_rpc_dot_shard_dot_v1_dot_shard__pb2.ExportRequest.FromString,
+                    response_serializer=shoal_dot_rpc_dot_shard_dot_v1_dot_shard__pb2.ExportResponse.SerializeToString,
+            ),
+            'Freeze': grpc.unary_unary_rpc_method_handler(
+                    servicer.Freeze,
+                    request_deserializer=shoal_dot_rpc_dot_shard_dot_v1_dot_shard__pb2.FreezeRequest.FromString,
+                    response_serializer=shoal_dot_rpc_dot_shard_dot_v1_dot_shard__pb2.FreezeResponse.SerializeToString,
             ),
             'Sample': grpc.unary_unary_rpc_method_handler(
                     servicer.Sample,
@@ -472,6 +526,87 @@ class ShardService:
             '/shoal.rpc.shard.v1.ShardService/Delete',
             shoal_dot_rpc_dot_shard_dot_v1_dot_shard__pb2.DeleteRequest.SerializeToString,
             shoal_dot_rpc_dot_shard_dot_v1_dot_shard__pb2.DeleteResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDocuments(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.rpc.shard.v1.ShardService/ListDocuments',
+            shoal_dot_rpc_dot_shard_dot_v1_dot_shard__pb2.ListDocumentsRequest.SerializeToString,
+            shoal_dot_rpc_dot_shard_dot_v1_dot_shard__pb2.ListDocumentsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Export(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.rpc.shard.v1.ShardService/Export',
+            shoal_dot_rpc_dot_shard_dot_v1_dot_shard__pb2.ExportRequest.SerializeToString,
+            shoal_dot_rpc_dot_shard_dot_v1_dot_shard__pb2.ExportResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Freeze(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.rpc.shard.v1.ShardService/Freeze',
+            shoal_dot_rpc_dot_shard_dot_v1_dot_shard__pb2.FreezeRequest.SerializeToString,
+            shoal_dot_rpc_dot_shard_dot_v1_dot_shard__pb2.FreezeResponse.FromString,
             options,
             channel_credentials,
             insecure,

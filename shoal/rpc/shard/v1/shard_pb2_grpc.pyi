@@ -62,6 +62,17 @@ class ShardServiceStub:
     """Stores document versions. Answers when they are durable and visible."""
     Delete: _grpc.UnaryUnaryMultiCallable[_shard_pb2.DeleteRequest, _shard_pb2.DeleteResponse]
     """Deletes documents. Answers when that is durable and visible."""
+    ListDocuments: _grpc.UnaryUnaryMultiCallable[_shard_pb2.ListDocumentsRequest, _shard_pb2.ListDocumentsResponse]
+    """Ids and digests of the live documents, in the order of (id hash, id): what
+    two generations are compared by.
+    """
+    Export: _grpc.UnaryUnaryMultiCallable[_shard_pb2.ExportRequest, _shard_pb2.ExportResponse]
+    """Live documents as they were written, to be written to another generation."""
+    Freeze: _grpc.UnaryUnaryMultiCallable[_shard_pb2.FreezeRequest, _shard_pb2.FreezeResponse]
+    """Has a shard refuse writes (ABORTED, STALE_TOPOLOGY), or take them again;
+    answers when no write is under way. Not durable: a shard that is opened
+    takes writes.
+    """
     Sample: _grpc.UnaryUnaryMultiCallable[_shard_pb2.SampleRequest, _shard_pb2.SampleResponse]
     """Documents of kind colbert for training and calibration, those with the
     smallest sample rank first, with their vectors where the codec keeps them.
@@ -105,6 +116,17 @@ class ShardServiceAsyncStub(ShardServiceStub):
     """Stores document versions. Answers when they are durable and visible."""
     Delete: _aio.UnaryUnaryMultiCallable[_shard_pb2.DeleteRequest, _shard_pb2.DeleteResponse]  # type: ignore[assignment]
     """Deletes documents. Answers when that is durable and visible."""
+    ListDocuments: _aio.UnaryUnaryMultiCallable[_shard_pb2.ListDocumentsRequest, _shard_pb2.ListDocumentsResponse]  # type: ignore[assignment]
+    """Ids and digests of the live documents, in the order of (id hash, id): what
+    two generations are compared by.
+    """
+    Export: _aio.UnaryUnaryMultiCallable[_shard_pb2.ExportRequest, _shard_pb2.ExportResponse]  # type: ignore[assignment]
+    """Live documents as they were written, to be written to another generation."""
+    Freeze: _aio.UnaryUnaryMultiCallable[_shard_pb2.FreezeRequest, _shard_pb2.FreezeResponse]  # type: ignore[assignment]
+    """Has a shard refuse writes (ABORTED, STALE_TOPOLOGY), or take them again;
+    answers when no write is under way. Not durable: a shard that is opened
+    takes writes.
+    """
     Sample: _aio.UnaryUnaryMultiCallable[_shard_pb2.SampleRequest, _shard_pb2.SampleResponse]  # type: ignore[assignment]
     """Documents of kind colbert for training and calibration, those with the
     smallest sample rank first, with their vectors where the codec keeps them.
@@ -193,6 +215,35 @@ class ShardServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_shard_pb2.DeleteResponse, _abc.Awaitable[_shard_pb2.DeleteResponse]]:
         """Deletes documents. Answers when that is durable and visible."""
+
+    @_abc_1.abstractmethod
+    def ListDocuments(
+        self,
+        request: _shard_pb2.ListDocumentsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_shard_pb2.ListDocumentsResponse, _abc.Awaitable[_shard_pb2.ListDocumentsResponse]]:
+        """Ids and digests of the live documents, in the order of (id hash, id): what
+        two generations are compared by.
+        """
+
+    @_abc_1.abstractmethod
+    def Export(
+        self,
+        request: _shard_pb2.ExportRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_shard_pb2.ExportResponse, _abc.Awaitable[_shard_pb2.ExportResponse]]:
+        """Live documents as they were written, to be written to another generation."""
+
+    @_abc_1.abstractmethod
+    def Freeze(
+        self,
+        request: _shard_pb2.FreezeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_shard_pb2.FreezeResponse, _abc.Awaitable[_shard_pb2.FreezeResponse]]:
+        """Has a shard refuse writes (ABORTED, STALE_TOPOLOGY), or take them again;
+        answers when no write is under way. Not durable: a shard that is opened
+        takes writes.
+        """
 
     @_abc_1.abstractmethod
     def Sample(

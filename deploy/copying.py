@@ -1,0 +1,223 @@
+"""Copies documents from one generation to another until they hold the same."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deploy.core.build import Change, differences
+from deploy.reconciler import Reconciler
+from deploy.shards import GenerationShards, encoder_address
+from shoal.errors import InvalidRequest, LimitExceeded
+from shoal.ids import shard_of
+from shoal.rpc.common.v1 import common_pb2
+from shoal.rpc.encoder.v1 import encoder_pb2
+from shoal.rpc.shard.v1 import shard_pb2
+from shoal.types import Float32Matrix
+from shoal.wire.arrays import matrix_from_message, matrix_to_message
+from shoal.wire.errors import from_status
+
+_DOCUMENTS = 128
+"""Documents of one message."""
+ENCODED = 32
+"""Documents that an encoder gets at a time: two such messages keep it busy."""
+_AT_ONCE = 4
+_ENCODE_TIMEOUT_S = 600.0
+Rows = NDArray[np.float16] | Float32Matrix
+
+
+class Copier:
+    """Brings one generation to what another one holds.
+
+    Args:
+        source: the generation that serves.
+        target: the one that is to.
+        copied: told of every document that was copied or removed.
+    """
+
+    def __init__(
+        self, source: GenerationShards, target: GenerationShards, copied: Callable[[int], None]
+    ) -> None:
+        self._source, self._target, self._copied = source, target, copied
+
+    async def once(self) -> int:
+        """Copies every difference that there is now; gives their number.
+
+        Raises:
+            InvalidRequest: a document cannot be encoded anew.
+            ShoalError: a shard or an encoder does not answer.
+        """
+        changes = 0
+        batch: list[Change] = []
+        waiting: set[asyncio.Task[None]] = set()
+        try:
+            async for change in differences(self._source.listed(), self._target.listed()):
+                changes += 1
+                batch.append(change)
+                if len(batch) == _DOCUMENTS:
+                    waiting.add(asyncio.create_task(self._apply(batch)))
+                    batch = []
+                while len(waiting) >= _AT_ONCE:
+                    waiting = await _some(waiting)
+            waiting.add(asyncio.create_task(self._apply(batch)))
+            while waiting:
+                waiting = await _some(waiting)
+        finally:
+            for task in waiting:
+                task.cancel()
+        return changes
+
+    async def equal(self) -> bool:
+        """Both hold the same documents with the same content."""
+        async for _ in differences(self._source.listed(), self._target.listed()):
+            return False
+        return True
+
+    async def _apply(self, changes: Sequence[Change]) -> None:
+        await self._remove([change.id for change in changes if change.gone])
+        await self._copy([change.id for change in changes if not change.gone])
+        self._copied(len(changes))
+
+    async def _remove(self, ids: Sequence[str]) -> None:
+        for shard, mine in _by_shard(ids, self._target.count).items():
+            await self._target.call(shard, "Delete", shard_pb2.DeleteRequest(ids=mine))
+
+    async def _copy(self, ids: Sequence[str]) -> None:
+        for shard, mine in _by_shard(ids, self._source.count).items():
+            await self._copy_from(shard, mine)
+
+    async def _copy_from(self, shard: int, ids: Sequence[str]) -> None:
+        encode = self._encodes
+        request = shard_pb2.ExportRequest(ids=ids, without_vectors=encode)
+        try:
+            exported = await self._source.call(shard, "Export", request)
+        except LimitExceeded:
+            if len(ids) == 1:
+                raise
+            half = len(ids) // 2
+            await self._copy_from(shard, ids[:half])
+            await self._copy_from(shard, ids[half:])
+            return
+        versions = list(exported.versions)
+        if encode:
+            for at in range(0, len(versions), ENCODED):
+                some = versions[at : at + ENCODED]
+                await self._write(some, await self._encoded(some))
+        elif versions:
+            rows = matrix_from_message(exported.vectors)
+            counts = [_rows_of(version) for version in versions]
+            await self._write(versions, np.split(rows, np.cumsum(counts)[:-1]))
+
+    @property
+    def _encodes(self) -> bool:
+        """Texts are encoded: the encoder is another, or only codes are kept."""
+        source, target = self._source.record.settings, self._target.record.settings
+        return bool(source.fingerprint != target.fingerprint or source.late.codec)
+
+    async def _encoded(self, versions: Sequence[shard_pb2.DocumentVersion]) -> list[Rows]:
+        """Vectors of texts; their passages are put into the versions."""
+        settings = self._target.record.settings
+        texts = [version.document for version in versions]
+        reply = await encode_documents(self._target.loop, settings, texts)
+        return _put_passages(versions, reply, settings.kind)
+
+    async def _write(
+        self, versions: Sequence[shard_pb2.DocumentVersion], rows: Sequence[Rows]
+    ) -> None:
+        owners: dict[int, list[int]] = {}
+        for place, version in enumerate(versions):
+            owner = shard_of(version.document.id.encode(), self._target.count)
+            owners.setdefault(owner, []).append(place)
+        for shard, places in owners.items():
+            request = shard_pb2.WriteRequest(
+                fingerprint=self._target.record.settings.fingerprint,
+                versions=[versions[place] for place in places],
+                vectors=matrix_to_message(np.concatenate([rows[place] for place in places])),
+            )
+            reply = await self._target.call(shard, "Write", request)
+            for status in reply.statuses:
+                error = from_status(status)
+                if error is not None:
+                    raise error
+
+
+async def encode_documents(
+    loop: Reconciler,
+    settings: common_pb2.CollectionSettings,
+    documents: Sequence[common_pb2.Document],
+) -> encoder_pb2.EncodeDocumentsResponse:
+    """Texts encoded for a generation.
+
+    Raises:
+        InvalidRequest: one has no text, or the generation has no encoder.
+        ShoalError: no encoder answers, or one refuses a text.
+    """
+    for document in documents:
+        if not settings.fingerprint or not (document.text.strip() or document.title.strip()):
+            raise InvalidRequest(
+                f"document {document.id[:80]!r} cannot be encoded anew: its vectors were given, "
+                "and are not kept as they came; ingest it into a new collection",
+                field="name",
+            )
+    request = encoder_pb2.EncodeDocumentsRequest(
+        fingerprint=settings.fingerprint,
+        documents=[
+            encoder_pb2.DocumentText(title=each.title, text=each.text) for each in documents
+        ],
+        chunk_tokens=settings.chunk_tokens,
+        chunk_overlap=settings.chunk_overlap,
+    )
+    address = encoder_address(loop.fleet, settings.fingerprint)
+    reply: encoder_pb2.EncodeDocumentsResponse = await loop.calls.encoder(
+        address, "EncodeDocuments", request, _ENCODE_TIMEOUT_S
+    )
+    for status in reply.statuses:
+        error = from_status(status)
+        if error is not None:
+            raise error
+    return reply
+
+
+async def _some(waiting: set[asyncio.Task[None]]) -> set[asyncio.Task[None]]:
+    done, left = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    for task in done:
+        task.result()
+    return left
+
+
+def _by_shard(ids: Sequence[str], count: int) -> dict[int, list[str]]:
+    owned: dict[int, list[str]] = {}
+    for key in ids:
+        owned.setdefault(shard_of(key.encode(), count), []).append(key)
+    return owned
+
+
+def _rows_of(version: shard_pb2.DocumentVersion) -> int:
+    return sum(version.row_counts) if version.row_counts else version.passage_count
+
+
+def _put_passages(
+    versions: Sequence[shard_pb2.DocumentVersion],
+    reply: encoder_pb2.EncodeDocumentsResponse,
+    kind: common_pb2.CollectionKind.ValueType,
+) -> list[Rows]:
+    vectors: Rows = matrix_from_message(reply.vectors)
+    late = kind == common_pb2.COLLECTION_KIND_COLBERT
+    if late:
+        vectors = vectors.astype(np.float16)
+    counts = list(reply.row_counts) if late else [1] * len(reply.span_starts)
+    starts = np.concatenate([[0], np.cumsum(counts)]).astype(int).tolist()
+    rows: list[Rows] = []
+    at = 0
+    for version, passages in zip(versions, reply.passage_counts, strict=True):
+        mine = slice(at, at + passages)
+        at += passages
+        version.passage_count = passages
+        version.span_starts[:] = reply.span_starts[mine]
+        version.span_ends[:] = reply.span_ends[mine]
+        version.row_counts[:] = counts[mine] if late else ()
+        rows.append(vectors[starts[mine.start] : starts[mine.stop]])
+    return rows

@@ -1,0 +1,268 @@
+"""Trains the codec of a generation of kind colbert, and calibrates its searches."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import logging
+import re
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deploy.copying import ENCODED, encode_documents
+from deploy.core.effort import PROBES, levels
+from deploy.shards import GenerationShards, encoder_address
+from shard_service.codecs import write_codec
+from shard_service.indexes.codec import MOST_CENTROIDS, train
+from shoal.ids import sample_rank
+from shoal.kernels.fixed import ONE, Fixed, to_fixed, unit_rows
+from shoal.rpc.common.v1 import common_pb2
+from shoal.rpc.encoder.v1 import encoder_pb2
+from shoal.rpc.shard.v1 import shard_pb2
+from shoal.storage.directory import Storage
+from shoal.types import Float32Matrix
+from shoal.wire.arrays import matrix_from_message, matrix_to_message
+
+logger = logging.getLogger(__name__)
+
+SAMPLE_TOKENS = 64 * MOST_CENTROIDS
+_PAGE_TOKENS = 65_536
+_QUESTIONS = 128
+"""Questions of a calibration."""
+_QUESTION_WORDS = 4
+"""A sentence of fewer words is no question."""
+_OWN_TOKENS = 16
+"""Tokens of a document that make a question where there is no text."""
+_BEST = 10
+_DEEPEST = 4_096
+"""Documents by centroid score among which the best ones are looked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """A document of a sample, with its vectors as [tokens, dim] int16 in fixed point."""
+
+    id: str
+    title: str
+    text: str
+    rows: Fixed
+
+
+async def sampled(shards: GenerationShards) -> AsyncIterator[Sampled]:
+    """A generation's documents in the order of (sample rank, id), whatever its shards."""
+    streams = [_of_shard(shards, number) for number in range(shards.count)]
+    waiting: list[tuple[tuple[int, bytes], int, Sampled]] = []
+    for number, stream in enumerate(streams):
+        first = await anext(stream, None)
+        if first is not None:
+            heapq.heappush(waiting, (_place(first), number, first))
+    while waiting:
+        _, number, document = heapq.heappop(waiting)
+        yield document
+        following = await anext(streams[number], None)
+        if following is not None:
+            heapq.heappush(waiting, (_place(following), number, following))
+
+
+def _place(document: Sampled) -> tuple[int, bytes]:
+    key = document.id.encode()
+    return sample_rank(key), key
+
+
+async def _of_shard(shards: GenerationShards, number: int) -> AsyncIterator[Sampled]:
+    after, last = "", False
+    while not last:
+        request = shard_pb2.SampleRequest(after_id=after, max_rows=_PAGE_TOKENS)
+        page = await shards.call(number, "Sample", request)
+        rows = matrix_from_message(page.vectors) if page.vectors.rows else np.empty((0, 1), "<i2")
+        at = 0
+        for document in page.documents:
+            mine = rows[at : at + document.tokens]
+            yield Sampled(document.id, document.title, document.text, mine)
+            at += document.tokens
+        last = page.last
+        after = page.documents[-1].id if page.documents else after
+
+
+async def train_codec(
+    shards: GenerationShards, settings: common_pb2.CollectionSettings, storage: Storage
+) -> str:
+    """Trains a codec on a generation's sample and stores it; gives its name.
+
+    The same documents and vectors give the same codec, in whatever order they came and
+    over however many shards they lie.
+
+    Args:
+        shards: of the generation that serves.
+        settings: of the one that is to have the codec.
+        storage: where it is kept.
+
+    Raises:
+        InvalidRequest: there are neither vectors nor texts to train on.
+    """
+    code_bytes = settings.late.code_bytes
+    parts: list[Fixed] = []
+    held = 0
+    async for rows in _rows(shards, settings):
+        parts.append(rows)
+        held += len(rows)
+        if held >= SAMPLE_TOKENS:
+            break
+    sample: Float32Matrix = (np.concatenate(parts) / ONE).astype(np.float32)
+    started = time.monotonic()
+    codec = await asyncio.to_thread(train, sample, code_bytes)
+    uuid = shards.record.collection.uuid
+    await asyncio.to_thread(write_codec, codec, uuid, storage)
+    logger.info(
+        "event=codec_trained collection=%s tokens=%d code_bytes=%d codec=%s seconds=%.1f",
+        shards.record.settings.name,
+        len(sample),
+        code_bytes,
+        codec.name,
+        time.monotonic() - started,
+    )
+    return codec.name
+
+
+async def _rows(
+    shards: GenerationShards, settings: common_pb2.CollectionSettings
+) -> AsyncIterator[Fixed]:
+    """Vectors of the sample's documents, encoded anew where they are not kept."""
+    current = shards.record.settings
+    if settings.fingerprint == current.fingerprint and not current.late.codec:
+        async for document in sampled(shards):
+            yield document.rows
+        return
+    waiting: list[Sampled] = []
+    async for document in sampled(shards):
+        waiting.append(document)
+        if len(waiting) == ENCODED:
+            yield await _encoded_documents(shards, settings, waiting)
+            waiting = []
+    if waiting:
+        yield await _encoded_documents(shards, settings, waiting)
+
+
+async def _encoded_documents(
+    shards: GenerationShards,
+    settings: common_pb2.CollectionSettings,
+    documents: Sequence[Sampled],
+) -> Fixed:
+    texts = [common_pb2.Document(id=d.id, title=d.title, text=d.text) for d in documents]
+    reply = await encode_documents(shards.loop, settings, texts)
+    return to_fixed(matrix_from_message(reply.vectors).astype(np.float16))
+
+
+async def calibrate(source: GenerationShards, target: GenerationShards) -> list[common_pb2.Effort]:
+    """The efforts of a quantised generation that holds the documents of another one.
+
+    Questions are sentences of documents behind the sample that trained the codec, encoded
+    as questions; where there is no text, runs of their tokens.
+    """
+    questions = await _questions(source)
+    documents = await _total(target, "documents")
+    tokens = await _total(target, "tokens")
+    code_bytes = target.record.settings.late.code_bytes
+    ranks = {
+        probes: [await _ranks(target, question, probes, documents) for question in questions]
+        for probes in PROBES
+    }
+    return [
+        common_pb2.Effort(
+            name=each.name, probes=each.probes, refined=each.refined, recall=each.recall
+        )
+        for each in levels(ranks, documents, tokens, code_bytes)
+    ]
+
+
+async def _total(shards: GenerationShards, field: str) -> int:
+    statuses = shards.loop.statuses
+    refs = shards.record.collection.refs()
+    return sum(int(getattr(statuses[ref], field)) for ref in refs if ref in statuses)
+
+
+async def _questions(source: GenerationShards) -> list[Fixed]:
+    """At most `_QUESTIONS` questions, from held-out documents first."""
+    seen = 0
+    texts: list[str] = []
+    rows: list[Fixed] = []
+    early: list[Sampled] = []
+    async for document in sampled(source):
+        seen += len(document.rows)
+        if seen <= SAMPLE_TOKENS:
+            early = [*early, document][-_QUESTIONS:]
+            continue
+        _add(document, texts, rows)
+        if max(len(texts), len(rows)) >= _QUESTIONS:
+            break
+    for document in reversed(early):
+        # A small collection is all sample: its last documents ask.
+        if max(len(texts), len(rows)) < _QUESTIONS:
+            _add(document, texts, rows)
+    if source.record.settings.fingerprint and texts:
+        return await _encoded(source, texts)
+    return rows
+
+
+def _add(document: Sampled, texts: list[str], rows: list[Fixed]) -> None:
+    sentences = [
+        each
+        for each in re.split(r"(?<=[.!?])\s+", document.text)
+        if each.count(" ") >= _QUESTION_WORDS
+    ]
+    if sentences:
+        texts.append(sentences[len(sentences) // 2])
+    if len(document.rows):
+        middle = document.rows[len(document.rows) // 3 :][:_OWN_TOKENS]
+        rows.append(to_fixed(unit_rows((middle / ONE).astype(np.float32))))
+
+
+async def _encoded(source: GenerationShards, texts: Sequence[str]) -> list[Fixed]:
+    settings = source.record.settings
+    request = encoder_pb2.EncodeQueriesRequest(
+        fingerprint=settings.fingerprint, texts=texts, allow_truncation=[True] * len(texts)
+    )
+    address = encoder_address(source.loop.fleet, settings.fingerprint)
+    reply = await source.loop.calls.encoder(address, "EncodeQueries", request, 120.0)
+    vectors = matrix_from_message(reply.vectors)
+    parts = np.split(vectors, np.cumsum(reply.row_counts)[:-1])
+    return [to_fixed(unit_rows(part)) for part in parts if len(part)]
+
+
+async def _ranks(
+    target: GenerationShards, question: Fixed, probes: int, documents: int
+) -> list[int]:
+    """Ranks by centroid score of the ten best documents by full score."""
+    deepest = min(documents, _DEEPEST)
+    found: list[tuple[float, bytes]] = []
+    best: list[tuple[float, bytes]] = []
+    for shard in range(target.count):
+        for refined in (0, deepest):
+            request = shard_pb2.SearchRequest(
+                queries=matrix_to_message(question),
+                row_counts=[len(question)],
+                top_k=[_BEST],
+                time_left_us=[60_000_000],
+                probes=[probes],
+                refined=[refined],
+            )
+            reply = await target.call(shard, "Search", request)
+            ids = _ids(reply)
+            scores = np.frombuffer(reply.scores, "<f8").tolist()
+            if refined:
+                coarse = np.frombuffer(reply.centroid_scores, "<f8").tolist()
+                found += zip((-score for score in coarse), ids, strict=True)
+            else:
+                best += zip((-score for score in scores), ids, strict=True)
+    order = {key: rank for rank, (_, key) in enumerate(sorted(found))}
+    return [order.get(key, documents) for _, key in sorted(best)[:_BEST]]
+
+
+def _ids(reply: shard_pb2.SearchResponse) -> list[bytes]:
+    lengths: NDArray[np.uint32] = np.frombuffer(reply.id_lengths, "<u4")
+    ends = np.cumsum(lengths, dtype=np.int64).tolist()
+    return [reply.ids[a:b] for a, b in zip([0, *ends], ends, strict=False)]
