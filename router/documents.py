@@ -1,5 +1,6 @@
 """Get and Delete: documents by id, from every shard that owns one, or an error."""
 
+import asyncio
 from collections.abc import Sequence
 
 from google.protobuf.message import Message
@@ -9,17 +10,18 @@ from router.core.admission import Admission
 from router.core.position import encode_position
 from router.core.topology import CollectionMap
 from router.lanes import shard_key
-from router.requests import RequestChecker, find_collection
+from router.requests import Clock, RequestChecker, find_collection
 from router.shards import ShardCall, ShardCalls
 from router.tasks import all_of
 from router.topology import TopologyFollower
-from shoal.errors import LimitExceeded
+from shoal.errors import LimitExceeded, StaleTopology
 from shoal.ids import check_id, shard_of
 from shoal.rpc.router.v1 import router_pb2
 from shoal.rpc.shard.v1 import shard_pb2
 from shoal.wire.arrays import check_limit
 from shoal.wire.server import Context
 
+_PAUSE_S = 0.05
 _ALL_FIELDS = (shard_pb2.FIELD_TITLE, shard_pb2.FIELD_TEXT, shard_pb2.FIELD_PAYLOAD)
 
 
@@ -84,7 +86,24 @@ class DocumentHandlers:
     ) -> router_pb2.DeleteResponse:
         clock = self._checker.clock(context)
         request_id = self._checker.request_id(request.request_id)
-        collection = find_collection(self._follower.current, request.collection)
+        while True:
+            collection = find_collection(self._follower.current, request.collection)
+            try:
+                return await self._delete_from(collection, request, request_id, clock)
+            except StaleTopology:
+                # Another generation is about to serve: deleting again there is harmless.
+                if clock.left_s() <= _PAUSE_S:
+                    raise
+            await asyncio.sleep(_PAUSE_S)
+            await self._follower.refresh()
+
+    async def _delete_from(
+        self,
+        collection: CollectionMap,
+        request: router_pb2.DeleteRequest,
+        request_id: str,
+        clock: Clock,
+    ) -> router_pb2.DeleteResponse:
         owned = self._by_shard(request.ids, collection)
         calls = [
             ShardCall(
