@@ -13,7 +13,7 @@ from deploy.core.build import Listed
 from deploy.core.state import ShardPhase
 from deploy.fleet import Fleet
 from deploy.reconciler import Reconciler
-from deploy.records import Record, key_to_message
+from deploy.records import Record, key_from_message, key_to_message
 from shoal.errors import NotReady
 from shoal.ids import DIGEST_BYTES
 from shoal.rpc.shard.v1 import shard_pb2
@@ -82,6 +82,21 @@ class GenerationShards:
         calls: Calls = self.loop.calls
         message: Message = request
         return await calls.shard(tracked.view.address, method, message, timeout_s)
+
+    async def statuses(self) -> list[shard_pb2.ShardStatus]:
+        """Every shard as it is now.
+
+        Raises:
+            ShoalError: a server does not answer.
+        """
+        wanted = set(self.record.collection.refs())
+        servers = {placement.server for placement in self.record.collection.shards}
+        found: list[shard_pb2.ShardStatus] = []
+        for server in sorted(servers):
+            address = self.loop.fleet.tracked[server].view.address
+            answer = await self.loop.calls.shard_statuses(address, _TIMEOUT_S)
+            found += [status for status in answer if key_from_message(status.key) in wanted]
+        return found
 
     async def listed(self) -> AsyncIterator[Listed]:
         """Every live document by (id hash, id): shards own ascending ranges of hashes."""

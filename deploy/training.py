@@ -164,8 +164,9 @@ async def calibrate(source: GenerationShards, target: GenerationShards) -> list[
     as questions; where there is no text, runs of their tokens.
     """
     questions = await _questions(source)
-    documents = await _total(target, "documents")
-    tokens = await _total(target, "tokens")
+    statuses = await target.statuses()
+    documents = sum(status.documents for status in statuses)
+    tokens = sum(status.tokens for status in statuses)
     code_bytes = target.record.settings.late.code_bytes
     ranks = {
         probes: [await _ranks(target, question, probes, documents) for question in questions]
@@ -177,12 +178,6 @@ async def calibrate(source: GenerationShards, target: GenerationShards) -> list[
         )
         for each in levels(ranks, documents, tokens, code_bytes)
     ]
-
-
-async def _total(shards: GenerationShards, field: str) -> int:
-    statuses = shards.loop.statuses
-    refs = shards.record.collection.refs()
-    return sum(int(getattr(statuses[ref], field)) for ref in refs if ref in statuses)
 
 
 async def _questions(source: GenerationShards) -> list[Fixed]:

@@ -9,7 +9,8 @@ import pytest
 from numpy.typing import NDArray
 
 import shoal
-from tests.cluster.clusters import Cluster, cluster
+from shoal.client.model import CollectionInfo
+from tests.cluster.clusters import Cluster, cluster, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -58,6 +59,17 @@ def hits(answer: object) -> Ranked:
     return [(hit.id, hit.score) for hit in answer]
 
 
+def clustered(documents: int) -> list[NDArray[np.float32]]:
+    """Matrices whose tokens fall into groups, as words do."""
+    words = GENERATOR.normal(size=(400, DIM))
+    return [
+        (words[GENERATOR.integers(0, 400, 35)] + GENERATOR.normal(size=(35, DIM)) / 4).astype(
+            np.float32
+        )
+        for _ in range(documents)
+    ]
+
+
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     folder: Path = tmp_path_factory.mktemp("late")
@@ -83,3 +95,44 @@ def test_every_layout_gives_the_bits_of_brute_force(running: Cluster) -> None:
             assert [hits(answer) for answer in batch] == expected
             client.optimize(name)
             assert [alone(query) for query in QUERIES] == expected
+
+
+def test_a_trained_codec_and_its_answers_are_the_same_whatever_the_layout(
+    running: Cluster,
+) -> None:
+    """50,000 tokens in any order, on 1 to 8 shards: one codec, the same refined bits."""
+    matrices = clustered(1_600)
+    asked = [matrices[number][:tokens] for number, tokens in enumerate((1, 5, 31, 33, 35))]
+    names, found = set(), []
+    with running.connect() as client:
+        for shards in LAYOUTS:
+            name = f"coded-{shards}"
+            client.create_collection(
+                name, "colbert", encoder="none", dim=DIM, shards=shards, code_bytes=4
+            )
+            order = np.random.default_rng(shards).permutation(len(matrices)).tolist()
+            client.ingest(name, ({"id": f"d{n}", "vector": matrices[n]} for n in order))
+            seen = wait_for(lambda name=name: trained(client, name), timeout_s=120)
+            names.add((seen.codec, seen.efforts))
+            found.append(
+                [
+                    [(hit.id, hit.score, hit.passage) for hit in answer]
+                    for effort in ("low", "normal", "exhaustive")
+                    for answer in client.search_batch(name, vectors=asked, effort=effort)
+                    if isinstance(answer, shoal.Answer)
+                ]
+            )
+            client.optimize(name)
+            again = client.search_batch(name, vectors=asked, effort="exhaustive")
+            assert [[hit.score for hit in answer] for answer in again] == [
+                [score for _, score, _ in answer] for answer in found[-1][-len(asked) :]
+            ]
+    assert len(names) == 1
+    assert found[1:] == found[:-1]
+
+
+def trained(client: shoal.Client, name: str) -> CollectionInfo | None:
+    # The router flips when it has read the newest topology, moments after the controller.
+    if client.search(name, vector=np.ones((1, DIM)), fields=()).generation == 1:
+        return None
+    return next(each for each in client.status().collections if each.name == name)
