@@ -1,11 +1,16 @@
-"""Token vectors as a centroid and residual words, all in fixed point.
+"""Token vectors as a centroid, residual words and a length, all in fixed point.
+
+The rest of a token, seen from its centroid, is rotated so that its subspaces carry about as much,
+and each part is replaced by the nearest of 256 words. What a token stands for is shorter than it
+was, the more so the worse it fits: one byte scales its similarities back to length 1.
 
 Everything after the rounding of a vector is integer arithmetic, so codes and similarities do not
 depend on the processor, on the number of threads, or on what else was in the batch. Products of
 integers whose sums stay below 2**53 are exact in a float64 matrix product, in any order.
 
-Source: Jegou, Douze and Schmid, Product quantization for nearest neighbor search (2011), section
-4; DESIGN, section 10.
+Sources: Jegou, Douze and Schmid, Product quantization for nearest neighbor search (2011),
+section 4; Ge, He, Ke and Sun, Optimized product quantization (2013), for the rotation; DESIGN,
+section 10.
 """
 
 from __future__ import annotations
@@ -14,23 +19,24 @@ import hashlib
 import math
 import struct
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shoal.kernels import maxsim
-from shoal.kernels.maxsim import WORDS, Tables
+from shoal.kernels.fixed import ONE, Fixed, longest_square, squares, to_fixed
+from shoal.kernels.maxsim import NORM_LEAST, NORM_STEP, WORDS, Tables
 from shoal.types import Float32Matrix
 
-Fixed = NDArray[np.int16]
-
-ONE = 1 << 14
-"""The number 1 in fixed point: entries lie within (-2, 2)."""
 LARGEST = 32_767
 FACTOR_BITS = 32
+NORM_ONE = 1 << 14
+"""Factor of a token whose code has length 1: a similarity's unit is half of the sum's."""
 _MAGIC = b"SHOALCDC"
-_VERSION = 1
-_HEADER = struct.Struct("<8sIIIII")
+_VERSION = 2
+_HEADER = struct.Struct("<8sIIIIIQQ")
+"""Magic, version, centroids, dim, residual bytes, words of each, factor, far square."""
 _BATCH_ELEMENTS = 1 << 22
 
 
@@ -41,23 +47,35 @@ class Codes:
     Attributes:
         centroids: uint16[tokens].
         words: uint8[tokens, M].
+        norms: uint8[tokens], see `shoal.kernels.token_runs.CodedRuns`.
+        far: how many of them are farther from their centroid than three in four of the
+            tokens that the codec was trained on.
     """
 
     centroids: NDArray[np.uint16]
     words: NDArray[np.uint8]
+    norms: NDArray[np.uint8]
+    far: int
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Codec:
-    """An immutable quantiser of unit vectors.
+    """An immutable quantiser of unit vectors. See `codec` for one that is checked.
 
     Attributes:
         centroids: int16[K, dim], K 1 to 65,536.
-        words: int16[M, 256, dim / M], residual words of each subspace; M 0 or more.
+        rotation: int16[dim, dim], what rests are multiplied by; orthonormal but for rounding.
+        words: int16[M, 256, dim / M], words of each part of a rotated rest; M 1 or more.
+        factor: similarities are (integer dot product · factor) >> 32, rounded to nearest; a
+            power of two, so that what 1 is worth is one too.
+        far_square: squared distance from its centroid beyond which a token is far.
     """
 
     centroids: Fixed
+    rotation: Fixed
     words: Fixed
+    factor: int
+    far_square: int
 
     @property
     def dim(self) -> int:
@@ -70,32 +88,22 @@ class Codec:
         return len(self.words)
 
     @property
+    def unit(self) -> float:
+        """What 1 in a token's similarity is worth: a power of two."""
+        return float(1 << FACTOR_BITS) * (1 << 15) / NORM_ONE / self.factor / ONE / ONE
+
+    @cached_property
     def name(self) -> str:
         """64 hex digits: the hash of its bytes."""
         return hashlib.sha256(self.to_bytes()).hexdigest()
 
-    @property
-    def factor(self) -> int:
-        """Similarities are (integer dot product · factor) >> 32, rounded to nearest.
-
-        The largest such that no sum of one centroid's and M words' similarities to a unit
-        query can leave 16 bits: by Cauchy and Schwarz |S| <= |c| and the sum over j of
-        max |T_j| <= sum of |q_j|·R_j <= sqrt(sum of R_j²) for |q| = 1, with R_j the
-        longest word of subspace j. Rounding q to fixed point adds sqrt(dim) / 2 steps to
-        |q| at most, rounding the M + 1 entries one half each.
-        """
-        longest = math.sqrt(float(_squares(self.centroids).max()))
-        if self.subspaces:
-            radii = _squares(self.words.reshape(-1, self.words.shape[2]))
-            longest += math.sqrt(float(radii.reshape(self.subspaces, WORDS).max(axis=1).sum()))
-        query = ONE + math.sqrt(self.dim) / 2
-        room = LARGEST - (self.subspaces + 1)
-        # A float's relative error is far below the slack of one part in a million.
-        factor = int(room * (1 << FACTOR_BITS) / (query * max(1.0, longest) * (1 + 1e-6)))
-        return min(factor, (1 << FACTOR_BITS) - 1)
+    @cached_property
+    def _rotated_centroids(self) -> NDArray[np.int32]:
+        return rotated(self.centroids, self.rotation).astype(np.int32)
 
     def encode(self, vectors: Float32Matrix) -> Codes:
-        """The nearest centroid of each vector, and the nearest word of each part of the rest.
+        """The nearest centroid of each vector, the nearest word of each part of the rest, and
+        what makes its length 1 again.
 
         Args:
             vectors: float32[tokens, dim], finite, of length 1 or less.
@@ -106,31 +114,44 @@ class Codec:
         fixed = to_fixed(vectors)
         step = max(1, _BATCH_ELEMENTS // len(self.centroids))
         parts = [self._encode(fixed[at : at + step]) for at in range(0, len(fixed), step)]
+        none = Codes(
+            np.empty(0, np.uint16),
+            np.empty((0, self.subspaces), np.uint8),
+            np.empty(0, np.uint8),
+            0,
+        )
+        every = [none, *parts]
         return Codes(
-            np.concatenate([np.empty(0, np.uint16), *(part.centroids for part in parts)]),
-            np.concatenate(
-                [np.empty((0, self.subspaces), np.uint8), *(part.words for part in parts)]
-            ),
+            np.concatenate([part.centroids for part in every]),
+            np.concatenate([part.words for part in every]),
+            np.concatenate([part.norms for part in every]),
+            sum(part.far for part in every),
         )
 
     def _encode(self, fixed: Fixed) -> Codes:
         nearest = _nearest(fixed, self.centroids[np.newaxis])[:, 0].astype(np.uint16)
-        if not self.subspaces:
-            return Codes(nearest, np.empty((len(fixed), 0), np.uint8))
         rest = fixed.astype(np.int32) - self.centroids[nearest]
-        return Codes(nearest, _nearest(rest, self.words).astype(np.uint8))
+        words = _nearest(rotated(rest, self.rotation), self.words).astype(np.uint8)
+        norms = norms_of(self._stands_for(nearest, words))
+        return Codes(nearest, words, norms, int((squares(rest) > self.far_square).sum()))
+
+    def _stands_for(
+        self, centroids: NDArray[np.uint16], words: NDArray[np.uint8]
+    ) -> NDArray[np.int32]:
+        """[tokens, dim]: what codes stand for, rotated, before it is scaled."""
+        chosen = self.words[np.arange(self.subspaces), words].reshape(len(words), self.dim)
+        return self._rotated_centroids[centroids] + chosen
 
     def decode(self, codes: Codes) -> Float32Matrix:
         """float32[tokens, dim]: what the codes stand for."""
-        fixed = self.centroids[codes.centroids].astype(np.int32)
-        if self.subspaces:
-            chosen = self.words[np.arange(self.subspaces), codes.words]
-            fixed += chosen.reshape(fixed.shape)
-        vectors: Float32Matrix = (fixed / ONE).astype(np.float32)
-        return vectors
+        turned = self._stands_for(codes.centroids, codes.words) / ONE
+        scale = (NORM_LEAST + NORM_STEP * codes.norms.astype(np.float64)) / NORM_ONE
+        vectors = (turned * scale[:, np.newaxis]) @ (self.rotation / ONE)
+        decoded: Float32Matrix = vectors.astype(np.float32)
+        return decoded
 
     def tables(self, query: Fixed) -> Tables:
-        """A query's similarities.
+        """A query's similarities, before they are scaled.
 
         Args:
             query: int16[tokens, dim], `to_fixed` of unit vectors, 1 token or more.
@@ -138,19 +159,22 @@ class Codec:
         Raises:
             ValueError: no token, or one that is longer than 1, so that sums might not fit.
         """
-        longest = ONE + math.sqrt(self.dim) / 2
-        if not len(query) or _squares(query).max() > longest * longest:
+        if not len(query) or squares(query).max() > longest_square(self.dim):
             raise ValueError("a query has 1 token or more, none of them longer than 1")
-        centroids = maxsim.tables(query, self.centroids[np.newaxis], self.factor)
-        empty = np.empty((len(centroids), 0, WORDS, maxsim.LANES), np.int16)
-        words = maxsim.tables(query, self.words, self.factor) if self.subspaces else empty
-        return Tables(len(query), centroids, words)
+        return Tables(
+            len(query),
+            maxsim.tables(query, self.centroids[np.newaxis], self.factor),
+            maxsim.tables(rotated(query, self.rotation), self.words, self.factor),
+        )
 
     def to_bytes(self) -> bytes:
-        """The artefact: header, centroids, words, and the hash of it all."""
+        """The artefact: header, centroids, rotation, words, and the hash of it all."""
         count, dim = self.centroids.shape
-        header = _HEADER.pack(_MAGIC, _VERSION, count, dim, self.subspaces, WORDS)
-        body = header + self.centroids.astype("<i2").tobytes() + self.words.astype("<i2").tobytes()
+        header = _HEADER.pack(
+            _MAGIC, _VERSION, count, dim, self.subspaces, WORDS, self.factor, self.far_square
+        )
+        arrays = (self.centroids, self.rotation, self.words)
+        body = b"".join([header, *(array.astype("<i2").tobytes() for array in arrays)])
         return body + hashlib.sha256(body).digest()
 
 
@@ -163,54 +187,107 @@ def from_bytes(data: bytes) -> Codec:
     body, digest = data[:-32], data[-32:]
     if len(data) < _HEADER.size + 32 or hashlib.sha256(body).digest() != digest:
         raise ValueError("the codec's bytes are damaged")
-    magic, version, count, dim, subspaces, words = _HEADER.unpack_from(body)
+    magic, version, count, dim, subspaces, words, factor, far = _HEADER.unpack_from(body)
     if magic != _MAGIC or version != _VERSION or words != WORDS:
         raise ValueError(f"no codec of version {_VERSION}")
     numbers = np.frombuffer(body, "<i2", offset=_HEADER.size).astype(np.int16)
+    centroids, rotation, rest = np.split(numbers, np.cumsum([count * dim, dim * dim]))
     return codec(
-        numbers[: count * dim].reshape(count, dim),
-        numbers[count * dim :].reshape(subspaces, WORDS, dim // subspaces if subspaces else 0),
+        centroids.reshape(count, dim),
+        rotation.reshape(dim, dim),
+        rest.reshape(subspaces, WORDS, dim // subspaces),
+        far_square=far,
+        factor=factor,
     )
 
 
-def codec(centroids: Fixed, words: Fixed) -> Codec:
+def codec(
+    centroids: Fixed,
+    rotation: Fixed,
+    words: Fixed,
+    far_square: int = 0,
+    factor: int | None = None,
+) -> Codec:
     """A codec, checked.
 
+    Args:
+        centroids: see `Codec`, as are the others.
+        rotation: of rests.
+        words: of each part.
+        far_square: of the sample.
+        factor: as stored; None takes the largest power of two that is safe.
+
     Raises:
-        ValueError: the residual bytes do not divide the dim, or shapes do not fit.
+        ValueError: the residual bytes do not divide the dim, shapes do not fit, or sums of
+            similarities might leave 16 bits.
     """
     count, dim = centroids.shape
     subspaces = len(words)
     check_subspaces(dim, subspaces)
-    if count < 1 or (subspaces and words.shape[1:] != (WORDS, dim // subspaces)):
-        raise ValueError(f"centroids {centroids.shape} and words {words.shape} do not fit")
-    return Codec(np.ascontiguousarray(centroids), np.ascontiguousarray(words))
+    if count < 1 or rotation.shape != (dim, dim) or words.shape[1:] != (WORDS, dim // subspaces):
+        raise ValueError(f"{centroids.shape}, {rotation.shape}, {words.shape} do not fit")
+    largest = _largest_factor(centroids, rotation, words)
+    chosen = 1 << (largest.bit_length() - 1) if factor is None else factor
+    if not 0 < chosen <= largest or chosen & (chosen - 1):
+        raise ValueError(f"factor {chosen} is no power of two up to {largest}")
+    return Codec(
+        np.ascontiguousarray(centroids),
+        np.ascontiguousarray(rotation),
+        np.ascontiguousarray(words),
+        chosen,
+        far_square,
+    )
+
+
+def _largest_factor(centroids: Fixed, rotation: Fixed, words: Fixed) -> int:
+    """The largest factor with which no partial sum of similarities can leave 16 bits.
+
+    By Cauchy and Schwarz |S| <= |q|·|c|, and the sum over j of max |T_j| is at most the sum of
+    |r_j|·R_j <= |r|·sqrt(sum of R_j²), with R_j the longest word of subspace j and r the query
+    rotated, which is at most as much longer than q as the rotation's largest singular value
+    says. Rounding a vector to fixed point adds sqrt(dim) / 2 steps to its length at most,
+    rounding the M + 1 entries one half each.
+    """
+    dim, subspaces = centroids.shape[1], len(words)
+    query = math.sqrt(longest_square(dim))
+    turned = query * float(np.linalg.norm(rotation / ONE, 2)) + math.sqrt(dim) / 2
+    radii = squares(words.reshape(-1, words.shape[2])).reshape(subspaces, WORDS).max(axis=1)
+    longest = query * math.sqrt(float(squares(centroids).max()))
+    longest += turned * math.sqrt(float(radii.sum()))
+    room = LARGEST - (subspaces + 1)
+    # A float's relative error is far below the slack of one part in a million.
+    factor = int(room * (1 << FACTOR_BITS) / (max(1.0, longest) * (1 + 1e-6)))
+    return min(factor, (1 << FACTOR_BITS) - 1)
 
 
 def check_subspaces(dim: int, subspaces: int) -> None:
     """Raises ValueError if a token of so many columns cannot have so many residual bytes."""
-    if subspaces and dim % subspaces:
+    if subspaces < 1 or dim % subspaces:
         fitting = [str(each) for each in (4, 8, 16, 32) if dim % each == 0]
         raise ValueError(
             f"{subspaces} code bytes do not divide {dim} columns; use {', '.join(fitting)}"
         )
 
 
-def to_fixed(vectors: NDArray[np.float32] | NDArray[np.float64]) -> Fixed:
-    """Rounds to fixed point, halves to even.
+def rotated(rows: NDArray[np.integer], rotation: Fixed) -> Fixed:
+    """Rows times the rotation's transpose, rounded to nearest, halves up; exact before that.
 
-    Raises:
-        ValueError: a number is not finite, or not within (-2, 2).
+    Args:
+        rows: [n, dim] integers in fixed point, of length 2 or less.
+        rotation: int16[dim, dim].
     """
-    scaled = np.rint(vectors.astype(np.float64) * ONE)
-    if not (np.abs(scaled) < 2 * ONE).all():
-        raise ValueError("a token vector holds NaN, infinity, or a number beyond 2")
-    return scaled.astype(np.int16)
+    products = rows.astype(np.float64) @ rotation.T.astype(np.float64)
+    turned = (products.astype(np.int64) + ONE // 2) >> (ONE.bit_length() - 1)
+    clipped: Fixed = np.clip(turned, -LARGEST, LARGEST).astype(np.int16)
+    return clipped
 
 
-def _squares(rows: NDArray[np.integer]) -> NDArray[np.int64]:
-    squares: NDArray[np.int64] = np.square(rows.astype(np.int64)).sum(axis=1)
-    return squares
+def norms_of(rows: NDArray[np.integer]) -> NDArray[np.uint8]:
+    """uint8[n]: per vector in fixed point, which factor brings it nearest to length 1."""
+    # A square root is the same in every IEEE arithmetic.
+    lengths = np.sqrt(np.maximum(squares(rows), 1).astype(np.float64))
+    steps = np.rint((NORM_ONE * ONE / lengths - NORM_LEAST) / NORM_STEP)
+    return np.clip(steps, 0, 255).astype(np.uint8)
 
 
 def _nearest(rows: NDArray[np.integer], centres: Fixed) -> NDArray[np.integer]:
@@ -221,13 +298,13 @@ def _nearest(rows: NDArray[np.integer], centres: Fixed) -> NDArray[np.integer]:
         centres: int16[groups, count, part].
     """
     groups, _, part = centres.shape
-    parts = _squares(rows.reshape(-1, part)).max(initial=0)
-    longest = _squares(centres.reshape(-1, part)).max()
+    parts = squares(rows.reshape(-1, part)).max(initial=0)
+    longest = squares(centres.reshape(-1, part)).max()
     if 2 * math.isqrt(int(parts)) * math.isqrt(int(longest)) + longest < 1 << 30:
         return maxsim.nearest(np.ascontiguousarray(rows, dtype=np.int16), centres)
     # Vectors this long are met where one centroid stands for opposite tokens.
     found = np.empty((len(rows), groups), np.int64)
     for group, centre in enumerate(centres):
         mine = rows[:, group * part : (group + 1) * part].astype(np.float64)
-        found[:, group] = (2 * mine @ centre.T.astype(np.float64) - _squares(centre)).argmax(axis=1)
+        found[:, group] = (2 * mine @ centre.T.astype(np.float64) - squares(centre)).argmax(axis=1)
     return found

@@ -6,13 +6,13 @@ processor, in every shard.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shard_service.core.codec import FACTOR_BITS, Codec, Codes
+from shard_service.core.codec import Codec, Codes
 from shard_service.core.vectors import Tokens
 from shoal.kernels import maxsim
 from shoal.kernels.fixed import ONE, Fixed, to_fixed
@@ -159,9 +159,12 @@ class _CodedQuestion:
 
 
 def _coded(runs: Runs) -> CodedRuns:
-    ids, words = runs.tokens
+    ids, words, norms = runs.tokens
     return CodedRuns(
-        ids.astype(np.uint16, copy=False), words.astype(np.uint8, copy=False), runs.starts
+        ids.astype(np.uint16, copy=False),
+        words.astype(np.uint8, copy=False),
+        runs.starts,
+        norms.astype(np.uint8, copy=False),
     )
 
 
@@ -175,14 +178,16 @@ class QuantisedCodec:
 
     quantiser: Codec
     slice_tokens: int = 524_288
-    name: str = field(init=False)
-    unit: float = field(init=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "name", self.quantiser.name)
-        object.__setattr__(
-            self, "unit", float(1 << FACTOR_BITS) / self.quantiser.factor / ONE / ONE
-        )
+    @property
+    def name(self) -> str:
+        """64 hex digits."""
+        return self.quantiser.name
+
+    @property
+    def unit(self) -> float:
+        """What 1 in an integer score is as a similarity: a power of two."""
+        return self.quantiser.unit
 
     @property
     def description(self) -> str:
@@ -192,17 +197,19 @@ class QuantisedCodec:
     @property
     def none(self) -> Tokens:
         """No tokens."""
-        return (np.empty(0, np.uint16), np.empty((0, self.quantiser.subspaces), np.uint8))
+        words = np.empty((0, self.quantiser.subspaces), np.uint8)
+        return (np.empty(0, np.uint16), words, np.empty(0, np.uint8))
 
     def encode(self, vectors: NDArray[np.float16]) -> Tokens:
-        """Centroids [tokens] uint16, words [tokens, M] uint8."""
+        """Centroids [tokens] uint16, words [tokens, M] uint8, norms [tokens] uint8."""
         codes = self.quantiser.encode(vectors.astype(np.float32))
-        return (codes.centroids, codes.words)
+        return (codes.centroids, codes.words, codes.norms)
 
     def decode(self, tokens: Tokens) -> Float32Matrix:
         """[tokens, dim] float32."""
         coded = _coded(Runs(tokens, np.zeros(1, np.int64)))
-        return self.quantiser.decode(Codes(coded.ids, coded.codes))
+        assert coded.norms is not None
+        return self.quantiser.decode(Codes(coded.ids, coded.codes, coded.norms, 0))
 
     def question(self, query: Fixed, probes: int) -> Question:
         """A query."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from shard_service.core.codec import ONE, Codec, check_subspaces, codec, to_fixed
+from shard_service.core.codec import Codec, check_subspaces, codec, rotated
 from shard_service.indexes.library import faiss
+from shoal.kernels import maxsim
+from shoal.kernels.fixed import ONE, squares, to_fixed
 from shoal.kernels.maxsim import WORDS
 from shoal.types import Float32Matrix
 
@@ -14,6 +16,12 @@ _ROUNDS = 8
 _LEAST_PER_CENTROID = 39
 """Sample tokens that a centroid wants, FAISS's own advice; fewer tokens, fewer centroids."""
 MOST_CENTROIDS = 4_096
+_ROTATION_ROUNDS = 12
+_ROTATION_TOKENS = 65_536
+_LEAST_TO_ROTATE = 39 * WORDS
+"""With fewer tokens the words of a rotation would be trained on next to nothing."""
+_FAR = 0.75
+"""Share of the sample that is nearer to its centroid than what counts as far."""
 
 
 def centroid_count(tokens: int) -> int:
@@ -27,30 +35,43 @@ def centroid_count(tokens: int) -> int:
 
 
 def train(sample: Float32Matrix, code_bytes: int) -> Codec:
-    """Centroids by k-means, then residual words by product quantisation.
+    """Centroids by k-means, a rotation of what is left, then words of its parts.
 
     Args:
         sample: float32[tokens, dim] unit vectors, 1 token or more, in an order that depends
             on the tokens alone.
-        code_bytes: residual bytes of a token, M; 0 keeps centroids alone.
+        code_bytes: residual bytes of a token, M.
 
     Raises:
         ValueError: M does not divide dim, or a number is not finite.
     """
     tokens, dim = sample.shape
     check_subspaces(dim, code_bytes)
-    to_fixed(sample)
+    fixed = to_fixed(sample)
     faiss.omp_set_num_threads(1)
-    count = centroid_count(tokens)
-    centroids = to_fixed(_kmeans(np.ascontiguousarray(sample), count))
-    ids = Codec(centroids, np.empty((0, WORDS, 0), np.int16)).encode(sample).centroids
-    rest = sample - centroids[ids].astype(np.float32) / ONE
+    centroids = to_fixed(_kmeans(np.ascontiguousarray(sample), centroid_count(tokens)))
+    nearest = maxsim.nearest(fixed, centroids[np.newaxis])[:, 0]
+    rest = fixed.astype(np.int32) - centroids[nearest]
+    rotation = to_fixed(_rotation((rest / ONE).astype(np.float32), code_bytes))
+    turned = (rotated(rest, rotation) / ONE).astype(np.float32)
     words = [
         to_fixed(_kmeans(np.ascontiguousarray(part), WORDS))
-        for part in (np.split(rest, code_bytes, axis=1) if code_bytes else ())
+        for part in np.split(turned, code_bytes, axis=1)
     ]
-    empty = np.empty((0, WORDS, 0), np.int16)
-    return codec(centroids, np.stack(words) if words else empty)
+    far = int(np.quantile(squares(rest), _FAR, method="higher"))
+    return codec(centroids, rotation, np.stack(words), far)
+
+
+def _rotation(rest: Float32Matrix, code_bytes: int) -> Float32Matrix:
+    """[dim, dim], orthonormal: after it, words of the parts fit best (OPQ)."""
+    dim = rest.shape[1]
+    if len(rest) < _LEAST_TO_ROTATE or code_bytes == dim:
+        return np.eye(dim, dtype=np.float32)
+    matrix = faiss.OPQMatrix(dim, code_bytes)
+    matrix.niter = _ROTATION_ROUNDS
+    matrix.train(np.ascontiguousarray(rest[:_ROTATION_TOKENS]))
+    turned: Float32Matrix = faiss.vector_to_array(matrix.A)
+    return turned.reshape(dim, dim)
 
 
 def _kmeans(rows: Float32Matrix, count: int) -> Float32Matrix:

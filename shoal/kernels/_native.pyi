@@ -56,6 +56,7 @@ def score_coded(
     documents: NDArray[np.int64],
     queries: int,
     path: str,
+    norms: NDArray[np.uint8] | None,
 ) -> NDArray[np.int64]: ...
 def match_coded(
     centroids: NDArray[np.int16],
@@ -66,6 +67,7 @@ def match_coded(
     documents: NDArray[np.int64],
     queries: int,
     path: str,
+    norms: NDArray[np.uint8] | None,
 ) -> tuple[NDArray[np.int32], NDArray[np.int32]]: ...
 def score_rows(
     queries: NDArray[np.int16],

@@ -3,12 +3,14 @@
 #include "maxsim.h"
 
 #include <pybind11/numpy.h>
+#include <pybind11/stl.h>
 
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <limits>
 #include <new>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -27,6 +29,7 @@ constexpr int16_t kLowest16 = std::numeric_limits<int16_t>::min();
 constexpr int32_t kLowest32 = std::numeric_limits<int32_t>::min();
 constexpr int kLanes = 32;
 constexpr int64_t kLine = 64;
+constexpr int kNormLeast = 12288, kNormStep = 80;  // as in shoal/kernels/token_runs.py
 
 // Documents as runs of coded tokens, and which of them are asked for.
 struct Coded {
@@ -35,6 +38,7 @@ struct Coded {
   int codes_per_token;
   const int64_t *offsets, *documents;
   int64_t count;
+  const uint8_t* norms;  // null where tokens are not scaled
 };
 
 // The loops of one instruction set.
@@ -218,7 +222,8 @@ void check_documents(const Array<int64_t>& offsets, const Array<int64_t>& docume
 struct CodedCall {
   CodedCall(const Array<int16_t>& centroids, const Array<int16_t>& words,
             const Array<uint16_t>& ids, const Array<uint8_t>& codes,
-            const Array<int64_t>& offsets, const Array<int64_t>& documents, int64_t queries)
+            const Array<int64_t>& offsets, const Array<int64_t>& documents, int64_t queries,
+            const std::optional<Array<uint8_t>>& norms)
       : queries(queries), centroids(centroids.data()), words(words.data()) {
     check(centroids.ndim() == 4 && words.ndim() == 4 && codes.ndim() == 2,
           "tables are [blocks, groups, rows, 32], codes [tokens, groups]");
@@ -228,8 +233,10 @@ struct CodedCall {
               words.shape(3) == kLanes && codes.shape(0) == ids.size(),
           "tables, codes and ids of different shapes");
     check_documents(offsets, documents, ids.size());
+    check(!norms || norms->size() == ids.size(), "norms and ids of different lengths");
     coded = {ids.data(),     codes.data(),     static_cast<int>(codes.shape(1)),
-             offsets.data(), documents.data(), documents.size()};
+             offsets.data(), documents.data(), documents.size(),
+             norms ? norms->data() : nullptr};
     centroids_size = centroids.shape(2) * kLanes;
     words_size = words.shape(1) * 256 * kLanes;
   }
@@ -241,9 +248,10 @@ struct CodedCall {
 Array<int64_t> score_coded(const Array<int16_t>& centroids, const Array<int16_t>& words,
                            const Array<uint16_t>& ids, const Array<uint8_t>& codes,
                            const Array<int64_t>& offsets, const Array<int64_t>& documents,
-                           int64_t queries, const std::string& path) {
+                           int64_t queries, const std::string& path,
+                           const std::optional<Array<uint8_t>>& norms) {
   const Loops& loops = loops_of(path);
-  const CodedCall call(centroids, words, ids, codes, offsets, documents, queries);
+  const CodedCall call(centroids, words, ids, codes, offsets, documents, queries, norms);
   Array<int64_t> scores(call.coded.count);
   int64_t* out = scores.mutable_data();
   py::gil_scoped_release release;
@@ -277,9 +285,10 @@ py::tuple matches(int64_t count, int64_t queries, Visit visit) {
 py::tuple match_coded(const Array<int16_t>& centroids, const Array<int16_t>& words,
                       const Array<uint16_t>& ids, const Array<uint8_t>& codes,
                       const Array<int64_t>& offsets, const Array<int64_t>& documents,
-                      int64_t queries, const std::string& path) {
+                      int64_t queries, const std::string& path,
+                      const std::optional<Array<uint8_t>>& norms) {
   const Loops& loops = loops_of(path);
-  const CodedCall call(centroids, words, ids, codes, offsets, documents, queries);
+  const CodedCall call(centroids, words, ids, codes, offsets, documents, queries, norms);
   return matches(call.coded.count, queries,
                  [&](int64_t n, int64_t b, int32_t* tokens, int32_t* similarities) {
                    loops.match_coded(call.coded, call.centroids + b * call.centroids_size,
@@ -354,11 +363,13 @@ void bind_maxsim(py::module_& module) {
   module.def("score_coded", &score_coded, py::arg("centroids").noconvert(),
              py::arg("words").noconvert(), py::arg("ids").noconvert(),
              py::arg("codes").noconvert(), py::arg("offsets").noconvert(),
-             py::arg("documents").noconvert(), py::arg("queries"), py::arg("path"));
+             py::arg("documents").noconvert(), py::arg("queries"), py::arg("path"),
+             py::arg("norms").noconvert());
   module.def("match_coded", &match_coded, py::arg("centroids").noconvert(),
              py::arg("words").noconvert(), py::arg("ids").noconvert(),
              py::arg("codes").noconvert(), py::arg("offsets").noconvert(),
-             py::arg("documents").noconvert(), py::arg("queries"), py::arg("path"));
+             py::arg("documents").noconvert(), py::arg("queries"), py::arg("path"),
+             py::arg("norms").noconvert());
   module.def("score_rows", &score_rows, py::arg("queries").noconvert(),
              py::arg("rows").noconvert(), py::arg("offsets").noconvert(),
              py::arg("documents").noconvert(), py::arg("path"));

@@ -12,6 +12,7 @@ Nothing here overflows or saturates if callers keep to the stated ranges:
   for it: with C the longest centroid, R_j the longest row of group j and Q the longest
   query token admitted, |S| <= Q·C·f + 1/2 and, by Cauchy-Schwarz over the groups, the sum
   of max |T_j| <= Q·sqrt(sum R_j²)·f + M/2, where f = factor / 2^32.
+- A token's factor is below 2^15, so that scaling makes a similarity smaller.
 - A product of int16 vectors is summed in int32. By Cauchy-Schwarz every partial sum of
   q·x is at most |q|·|x| (a part of the columns is a shorter vector), so lengths with
   |q|·|x| < 2^31 are safe; the pairwise products of the first step are such parts too.
@@ -27,7 +28,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shoal.kernels import portable_maxsim as portable
-from shoal.kernels.token_runs import LANES, WORDS, CodedRuns, Matches, RowRuns, Tables
+from shoal.kernels.token_runs import (
+    LANES,
+    NORM_LEAST,
+    NORM_STEP,
+    WORDS,
+    CodedRuns,
+    Matches,
+    RowRuns,
+    Tables,
+)
 
 try:
     from shoal.kernels import _native
@@ -38,6 +48,8 @@ else:
 
 __all__ = [
     "LANES",
+    "NORM_LEAST",
+    "NORM_STEP",
     "PATHS",
     "WORDS",
     "CodedRuns",
@@ -118,7 +130,7 @@ def score_coded(
     """
     if path == portable.NAME:
         return portable.score_coded(query, runs, documents)
-    return _native.score_coded(*_coded(query, runs), documents, query.count, path)
+    return _native.score_coded(*_coded(query, runs), documents, query.count, path, runs.norms)
 
 
 def match_coded(
@@ -130,7 +142,9 @@ def match_coded(
     """
     if path == portable.NAME:
         return portable.match_coded(query, runs, documents)
-    return Matches(*_native.match_coded(*_coded(query, runs), documents, query.count, path))
+    return Matches(
+        *_native.match_coded(*_coded(query, runs), documents, query.count, path, runs.norms)
+    )
 
 
 def score_rows(

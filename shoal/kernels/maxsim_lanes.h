@@ -30,6 +30,20 @@ inline V32 multiply_pairs(V16 a, V16 b) {
 #endif
 }
 
+// (a·b + 2^14) / 2^15, rounded down.
+inline V16 scaled(V16 a, V16 b) {
+#if LANES_BYTES == 64
+  return (V16)_mm512_mulhrs_epi16((__m512i)a, (__m512i)b);
+#elif LANES_BYTES == 32
+  return (V16)_mm256_mulhrs_epi16((__m256i)a, (__m256i)b);
+#else
+  V16 products;
+  for (int i = 0; i < kWidth16; ++i)
+    products[i] = static_cast<int16_t>((int32_t{a[i]} * b[i] + (1 << 14)) >> 15);
+  return products;
+#endif
+}
+
 inline V32 fill(int32_t value) { return V32{} + value; }
 
 // --- tokens as centroid and codes ----------------------------------------------
@@ -44,8 +58,21 @@ inline void add_codes(V16* sums, const int16_t* table, const uint8_t* code, int 
   }
 }
 
+// A token's similarities: its centroid's and its codes', by its length where that is kept.
+template <int kCodes, bool kNorms>
+inline void sum_token(const Coded& coded, const int16_t* centroids, const int16_t* table, int64_t t,
+                      V16* sums) {
+  const int codes = coded.codes_per_token;
+  const int16_t* row = centroids + static_cast<int64_t>(coded.ids[t]) * 32;
+  for (int p = 0; p < kParts16; ++p) sums[p] = *(const V16*)(row + p * kWidth16);
+  add_codes<kCodes>(sums, table, coded.codes + t * codes, codes);
+  if (!kNorms) return;
+  const V16 factor = V16{} + static_cast<int16_t>(kNormLeast + kNormStep * coded.norms[t]);
+  for (int p = 0; p < kParts16; ++p) sums[p] = scaled(sums[p], factor);
+}
+
 // Adds to each score what the first `used` lanes of a block give.
-template <int kCodes>
+template <int kCodes, bool kNorms>
 void score_block(const Coded& coded, const int16_t* centroids, const int16_t* table, int used,
                  int64_t* scores) {
   const int codes = coded.codes_per_token;
@@ -62,9 +89,7 @@ void score_block(const Coded& coded, const int16_t* centroids, const int16_t* ta
     for (int p = 0; p < kParts16; ++p) best[p] = V16{} + kLowest16;
     for (int64_t t = begin; t < end; ++t) {
       V16 sums[kParts16];
-      const int16_t* row = centroids + static_cast<int64_t>(coded.ids[t]) * 32;
-      for (int p = 0; p < kParts16; ++p) sums[p] = *(const V16*)(row + p * kWidth16);
-      add_codes<kCodes>(sums, table, coded.codes + t * codes, codes);
+      sum_token<kCodes, kNorms>(coded, centroids, table, t, sums);
       for (int p = 0; p < kParts16; ++p) best[p] = sums[p] > best[p] ? sums[p] : best[p];
     }
     int16_t lanes[32];
@@ -75,16 +100,23 @@ void score_block(const Coded& coded, const int16_t* centroids, const int16_t* ta
   }
 }
 
+template <bool kNorms>
+void score_with(const Coded& coded, const int16_t* centroids, const int16_t* table, int used,
+                int64_t* scores) {
+  switch (coded.codes_per_token) {
+    case 0: return score_block<0, kNorms>(coded, centroids, table, used, scores);
+    case 4: return score_block<4, kNorms>(coded, centroids, table, used, scores);
+    case 8: return score_block<8, kNorms>(coded, centroids, table, used, scores);
+    case 16: return score_block<16, kNorms>(coded, centroids, table, used, scores);
+    case 32: return score_block<32, kNorms>(coded, centroids, table, used, scores);
+    default: return score_block<-1, kNorms>(coded, centroids, table, used, scores);
+  }
+}
+
 void score_coded(const Coded& coded, const int16_t* centroids, const int16_t* table, int used,
                  int64_t* scores) {
-  switch (coded.codes_per_token) {
-    case 0: return score_block<0>(coded, centroids, table, used, scores);
-    case 4: return score_block<4>(coded, centroids, table, used, scores);
-    case 8: return score_block<8>(coded, centroids, table, used, scores);
-    case 16: return score_block<16>(coded, centroids, table, used, scores);
-    case 32: return score_block<32>(coded, centroids, table, used, scores);
-    default: return score_block<-1>(coded, centroids, table, used, scores);
-  }
+  if (coded.norms) return score_with<true>(coded, centroids, table, used, scores);
+  score_with<false>(coded, centroids, table, used, scores);
 }
 
 // The first best token of document `n` for each lane of a block.
@@ -96,10 +128,10 @@ void match_coded(const Coded& coded, const int16_t* centroids, const int16_t* ta
   for (int64_t t = begin; t < end; ++t) {
     V16 sums[kParts16];
     int16_t lanes[32];
-    const int16_t* row = centroids + static_cast<int64_t>(coded.ids[t]) * 32;
-    for (int p = 0; p < kParts16; ++p) sums[p] = *(const V16*)(row + p * kWidth16);
-    const int codes = coded.codes_per_token;
-    add_codes<-1>(sums, table, coded.codes + t * codes, codes);
+    if (coded.norms)
+      sum_token<-1, true>(coded, centroids, table, t, sums);
+    else
+      sum_token<-1, false>(coded, centroids, table, t, sums);
     for (int p = 0; p < kParts16; ++p) *(V16*)(lanes + p * kWidth16) = sums[p];
     for (int lane = 0; lane < 32; ++lane) {
       const bool better = lanes[lane] > similarities[lane];

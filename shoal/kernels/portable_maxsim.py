@@ -10,7 +10,15 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from shoal.kernels.token_runs import LANES, CodedRuns, Matches, RowRuns, Tables
+from shoal.kernels.token_runs import (
+    LANES,
+    NORM_LEAST,
+    NORM_STEP,
+    CodedRuns,
+    Matches,
+    RowRuns,
+    Tables,
+)
 
 NAME = "numpy"
 _NEAREST_ROWS = 256
@@ -58,6 +66,7 @@ def match_coded(query: Tables, runs: CodedRuns, documents: NDArray[np.int64]) ->
         query.centroids.shape != (blocks, 1, query.centroids.shape[2], LANES)
         or query.words.shape != (blocks, groups, 256, LANES)
         or len(runs.codes) != len(runs.ids)
+        or (runs.norms is not None and len(runs.norms) != len(runs.ids))
     ):
         raise ValueError("tables, codes and ids of different shapes")
     centroids, words = (
@@ -69,6 +78,9 @@ def match_coded(query: Tables, runs: CodedRuns, documents: NDArray[np.int64]) ->
         sums: NDArray[np.int64] = centroids[runs.ids[tokens]]
         for group, codes in enumerate(runs.codes[tokens].T):
             sums = sums + words[group, codes]
+        if runs.norms is not None:
+            factors = NORM_LEAST + NORM_STEP * runs.norms[tokens].astype(np.int64)
+            sums = (sums * factors[:, np.newaxis] + (1 << 14)) >> 15
         return sums
 
     return _matches(similarities, runs.offsets, documents, len(runs.ids), query.count, -(1 << 15))

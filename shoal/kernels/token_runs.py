@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 WORDS = 256
 """Codes of one byte: what a token's code may stand for in each group of columns."""
+NORM_LEAST, NORM_STEP = 12_288, 80
+"""Factors of tokens, with 2^15 as 1: 0.375 to 0.9976 in 256 steps."""
 LANES = 32
 """Tokens of a query that stand side by side in a table; longer queries take more blocks."""
 
@@ -38,11 +40,14 @@ class CodedRuns:
         ids: [tokens] uint16, below the number of centroids: kernels do not check it.
         codes: [tokens, groups] uint8.
         offsets: [documents + 1] int64, not falling: where each document begins.
+        norms: [tokens] uint8; the similarities of token t are (sum · factor + 2^14) >> 15
+            with factor = NORM_LEAST + NORM_STEP · norms[t]. None leaves the sums as they are.
     """
 
     ids: NDArray[np.uint16]
     codes: NDArray[np.uint8]
     offsets: NDArray[np.int64]
+    norms: NDArray[np.uint8] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,7 @@ def coded_case(
         dice.integers(0, centroids, tokens).astype(np.uint16),
         dice.integers(0, 256, (tokens, groups)).astype(np.uint8),
         np.cumsum([0, *lengths], dtype=np.int64),
+        dice.integers(0, 256, tokens).astype(np.uint8) if seed % 2 else None,
     )
     return tables, runs
 
@@ -66,6 +67,9 @@ def plain(case: tuple[Tables, CodedRuns], number: int) -> list[tuple[int, int]]:
             total = int(tables.centroids[block, 0, runs.ids[token], lane])
             for group, code in enumerate(runs.codes[token]):
                 total += int(tables.words[block, group, code, lane])
+            if runs.norms is not None:
+                factor = 12_288 + 80 * int(runs.norms[token])
+                total = (total * factor + 16_384) // 32_768
             if total > best[1]:
                 best = (token - begin, total)
         matches.append(best)
@@ -196,6 +200,7 @@ def test_shapes_that_do_not_fit_are_refused(path) -> None:
     falling = CodedRuns(runs.ids, runs.codes, runs.offsets[::-1].copy())
     narrow = CodedRuns(runs.ids, runs.codes[:, :3].copy(), runs.offsets)
     short = CodedRuns(runs.ids, runs.codes[:2].copy(), runs.offsets)
+    unscaled = CodedRuns(runs.ids, runs.codes, runs.offsets, np.zeros(2, np.uint8))
     query, rows = row_case(1, 3, 4, [2])
     refused: list[tuple[Any, ...]] = [
         (maxsim.score_coded, tables, runs, np.array([2])),
@@ -204,6 +209,7 @@ def test_shapes_that_do_not_fit_are_refused(path) -> None:
         (maxsim.score_coded, tables, falling, number),
         (maxsim.score_coded, tables, narrow, number),
         (maxsim.match_coded, tables, short, number),
+        (maxsim.match_coded, tables, unscaled, number),
         (maxsim.score_coded, Tables(33, tables.centroids, tables.words), runs, number),
         (maxsim.score_rows, query[:, :3].copy(), rows, number),
         (maxsim.match_rows, query, rows, np.array([1])),

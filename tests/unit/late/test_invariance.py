@@ -48,7 +48,9 @@ def question_of(rng: np.random.Generator, tokens: int) -> np.ndarray:
 
 def quantiser_of(rng: np.random.Generator) -> Codec:
     centroids = question_of(rng, CENTROIDS)
-    return codec(centroids, rng.integers(-3_000, 3_000, (4, 256, DIM // 4)).astype(np.int16))
+    turn = np.linalg.qr(rng.standard_normal((DIM, DIM)))[0]
+    words = rng.integers(-3_000, 3_000, (4, 256, DIM // 4)).astype(np.int16)
+    return codec(centroids, to_fixed(turn), words)
 
 
 def view_of(documents: Sequence[Doc], keeper: TokenCodec, dead: Sequence[int] = ()) -> View:

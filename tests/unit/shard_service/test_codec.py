@@ -1,13 +1,16 @@
 """The codec: exact codes and similarities, whatever the company; training; damage."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shard_service.core.codec import ONE, Codec, codec, from_bytes, to_fixed
+from shard_service.core.codec import Codec, codec, from_bytes, rotated
 from shard_service.indexes.codec import centroid_count, train
 from shoal.kernels import maxsim
+from shoal.kernels.fixed import ONE, to_fixed
 from shoal.kernels.maxsim import CodedRuns, Tables
 
 
@@ -18,22 +21,28 @@ def unit(rng: np.random.Generator, count: int, dim: int) -> np.ndarray:
 
 def similarities(tables: Tables, runs: CodedRuns) -> np.ndarray:
     """[tokens, query tokens], each token as a document of its own."""
-    alone = CodedRuns(runs.ids, runs.codes, np.arange(len(runs.ids) + 1))
+    alone = CodedRuns(runs.ids, runs.codes, np.arange(len(runs.ids) + 1), runs.norms)
     found = maxsim.match_coded(tables, alone, np.arange(len(runs.ids))).similarities
     return found.astype(float)
 
 
 def random_codec(rng: np.random.Generator, count: int, dim: int, subspaces: int) -> Codec:
     centroids = to_fixed(unit(rng, count, dim))
-    words = rng.integers(-ONE // 4, ONE // 4, (subspaces, 256, dim // max(1, subspaces)))
-    return codec(centroids, words.astype(np.int16)[:, :, : dim // subspaces if subspaces else 0])
+    turn = np.linalg.qr(rng.standard_normal((dim, dim)))[0]
+    words = rng.integers(-ONE // 4, ONE // 4, (subspaces, 256, dim // subspaces))
+    return codec(centroids, to_fixed(turn), words.astype(np.int16))
+
+
+def held_by(quantiser: Codec, vectors: np.ndarray, offsets: list[int]) -> CodedRuns:
+    codes = quantiser.encode(vectors)
+    return CodedRuns(codes.centroids, codes.words, np.array(offsets), codes.norms)
 
 
 @settings(max_examples=40, deadline=None)
 @given(
     st.integers(1, 30),
     st.integers(1, 20),
-    st.sampled_from([(8, 0), (8, 4), (8, 8), (12, 4), (96, 32)]),
+    st.sampled_from([(8, 1), (8, 4), (8, 8), (12, 4), (96, 32)]),
     st.integers(0, 2**32),
 )
 def test_codes_are_the_nearest_by_plain_integers(
@@ -48,14 +57,24 @@ def test_codes_are_the_nearest_by_plain_integers(
         far = [sum((row - each) ** 2) for each in quantiser.centroids.astype(int)]
         assert codes.centroids[token] == far.index(min(far))
         rest = row - quantiser.centroids[codes.centroids[token]]
-        for j, part in enumerate(np.split(rest, subspaces) if subspaces else ()):
+        turned = [
+            (sum(int(a) * int(b) for a, b in zip(axis, rest, strict=True)) + ONE // 2) // ONE
+            for axis in quantiser.rotation
+        ]
+        stands = rotated(quantiser.centroids, quantiser.rotation)[codes.centroids[token]]
+        chosen = []
+        for j, part in enumerate(np.split(np.array(turned), subspaces)):
             far = [sum((part - word) ** 2) for word in quantiser.words[j].astype(int)]
             assert codes.words[token, j] == far.index(min(far))
+            chosen += quantiser.words[j, codes.words[token, j]].tolist()
+        length = math.sqrt(sum((int(a) + b) ** 2 for a, b in zip(stands, chosen, strict=True)))
+        step = round((ONE * ONE / max(length, 1) - 12_288) / 80)
+        assert codes.norms[token] == min(max(step, 0), 255)
 
 
 @settings(max_examples=40, deadline=None)
 @given(
-    st.integers(1, 40), st.sampled_from([(8, 0), (8, 4), (96, 8), (96, 32)]), st.integers(0, 2**32)
+    st.integers(1, 40), st.sampled_from([(8, 1), (8, 4), (96, 8), (96, 32)]), st.integers(0, 2**32)
 )
 def test_similarities_are_the_scaled_products_and_fit(
     tokens: int, shape: tuple[int, int], seed: int
@@ -64,16 +83,14 @@ def test_similarities_are_the_scaled_products_and_fit(
     rng = np.random.default_rng(seed)
     quantiser = random_codec(rng, 9, dim, subspaces)
     documents, query = unit(rng, 50, dim), unit(rng, tokens, dim)
-    codes = quantiser.encode(documents)
     tables = quantiser.tables(to_fixed(query))  # raises where sums might not fit
-    held = CodedRuns(codes.centroids, codes.words, np.array([0, 50]))
-    found = similarities(tables, held) / (quantiser.factor * 2.0**-4)
-    exact = quantiser.decode(codes) @ query.T
-    step = (subspaces + 1) / (quantiser.factor * 2.0**-4)
-    np.testing.assert_allclose(found, exact, atol=step + 2e-4)
+    found = similarities(tables, held_by(quantiser, documents, [0, 50])) * quantiser.unit
+    exact = quantiser.decode(quantiser.encode(documents)) @ query.T
+    np.testing.assert_allclose(found, exact, atol=(subspaces + 2) * quantiser.unit + 1e-3)
+    assert math.log2(quantiser.unit).is_integer()
 
 
-@pytest.mark.parametrize("subspaces", [0, 4, 8])
+@pytest.mark.parametrize("subspaces", [4, 8])
 def test_codes_do_not_depend_on_the_company(subspaces: int) -> None:
     rng = np.random.default_rng(subspaces)
     vectors = unit(rng, 3_000, 32)
@@ -83,6 +100,8 @@ def test_codes_do_not_depend_on_the_company(subspaces: int) -> None:
     shuffled = quantiser.encode(vectors[order])
     assert (shuffled.centroids == together.centroids[order]).all()
     assert (shuffled.words == together.words[order]).all()
+    assert (shuffled.norms == together.norms[order]).all()
+    assert shuffled.far == together.far
     alone = [quantiser.encode(vectors[at : at + 1]) for at in range(0, 3_000, 331)]
     assert [int(each.centroids[0]) for each in alone] == together.centroids[::331].tolist()
     assert [each.words[0].tolist() for each in alone] == together.words[::331].tolist()
@@ -92,13 +111,13 @@ def test_the_same_sample_gives_the_same_name_and_more_bytes_less_error() -> None
     rng = np.random.default_rng(1)
     vectors = unit(rng, 4_000, 32)
     errors = []
-    for subspaces in (0, 4, 8, 16):
+    for subspaces in (1, 4, 8, 16):
         quantiser = train(vectors, subspaces)
         assert train(vectors.copy(), subspaces).name == quantiser.name
         decoded = quantiser.decode(quantiser.encode(vectors))
         errors.append(float(np.square(decoded - vectors).sum(axis=1).mean()))
     assert errors == sorted(errors, reverse=True)
-    assert errors[-1] < errors[0] / 4
+    assert errors[-1] < errors[0] / 3
     assert train(vectors[1:], 4).name != train(vectors, 4).name
 
 
@@ -108,11 +127,9 @@ def test_small_samples_train_and_score(tokens: int) -> None:
     vectors = unit(rng, tokens, 16)
     quantiser = train(vectors, 4)
     assert len(quantiser.centroids) == centroid_count(tokens)
-    codes = quantiser.encode(vectors)
-    held = CodedRuns(codes.centroids, codes.words, np.array([0, tokens]))
     query = quantiser.tables(to_fixed(vectors[:1]))
-    scores = maxsim.score_coded(query, held, np.array([0]))
-    assert scores[0] / (quantiser.factor * 2.0**-4) == pytest.approx(1.0, abs=0.3)
+    scores = maxsim.score_coded(query, held_by(quantiser, vectors, [0, tokens]), np.array([0]))
+    assert scores[0] * quantiser.unit == pytest.approx(1.0, abs=0.1)
 
 
 def test_bytes_come_back_and_any_damage_is_refused() -> None:
@@ -141,3 +158,21 @@ def test_what_is_no_codec_or_no_vector_is_refused() -> None:
     quantiser = random_codec(np.random.default_rng(0), 3, 8, 4)
     with pytest.raises(ValueError, match="longer than 1"):
         quantiser.tables(np.full((1, 8), ONE, np.int16))
+
+
+def test_far_tokens_are_those_beyond_three_in_four_of_the_sample() -> None:
+    rng = np.random.default_rng(6)
+    vectors = unit(rng, 4_000, 32)
+    quantiser = train(vectors, 4)
+    assert quantiser.encode(vectors).far == pytest.approx(1_000, abs=20)
+    elsewhere = -vectors[:500]
+    assert quantiser.encode(elsewhere).far > 450
+
+
+def test_a_factor_that_is_too_large_is_refused() -> None:
+    quantiser = random_codec(np.random.default_rng(0), 3, 8, 4)
+    arrays = (quantiser.centroids, quantiser.rotation, quantiser.words)
+    with pytest.raises(ValueError, match="factor"):
+        codec(*arrays, factor=2 * quantiser.factor)
+    with pytest.raises(ValueError, match="factor"):
+        codec(*arrays, factor=quantiser.factor - 1)
