@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from bench import report, vectors
 from bench.encoder import BATCH, CALLS_IN_FLIGHT, DEPTH, TIMEOUT_S, Encoder, running
 from bench.exact_reference import read_jsonl, read_qrels
-from shard_service.indexes.codec import MOST_CENTROIDS, train
+from shard_service.indexes.codec import SAMPLE_TOKENS, spaced, spacing, train
 from shoal.ids import sample_rank
 from shoal.kernels import maxsim
 from shoal.kernels.fixed import to_fixed, unit_rows
@@ -44,7 +44,6 @@ OVERLAP = 0.95
 """overlap@10 with exact MaxSim that the largest tier is to reach."""
 BYTES = 12.0
 CACHE = Path(".cache/bench")
-SAMPLE_TOKENS = 64 * MOST_CENTROIDS
 DEEPEST = 10
 
 Rows = NDArray[np.float32]
@@ -160,16 +159,17 @@ def encoded(encoder: Encoder, data: Path, name: str) -> Encoded:
 
 
 def sample(corpus: Encoded) -> Rows:
-    """Tokens of the documents with the smallest sample rank."""
+    """Tokens of the documents with the smallest sample rank, as a cluster takes them."""
     order = sorted(range(len(corpus.ids)), key=lambda at: sample_rank(corpus.ids[at].encode()))
+    every = spacing(len(corpus.rows))
     chosen: list[Rows] = []
-    held = 0
+    seen = 0
     for at in order:
-        if held >= SAMPLE_TOKENS:
+        if seen >= every * SAMPLE_TOKENS:
             break
         mine = corpus.rows[corpus.starts[at] : corpus.starts[at + 1]]
-        chosen.append(mine.astype(np.float32))
-        held += len(mine)
+        chosen.append(spaced(mine, seen, every).astype(np.float32))
+        seen += len(mine)
     return np.concatenate(chosen)
 
 

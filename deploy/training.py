@@ -17,7 +17,7 @@ from deploy.copying import ENCODED, encode_documents
 from deploy.core.effort import PROBES, levels
 from deploy.shards import GenerationShards, encoder_address
 from shard_service.codecs import write_codec
-from shard_service.indexes.codec import MOST_CENTROIDS, train
+from shard_service.indexes.codec import SAMPLE_TOKENS, spaced, spacing, train
 from shoal.ids import sample_rank
 from shoal.kernels.fixed import ONE, Fixed, to_fixed, unit_rows
 from shoal.rpc.common.v1 import common_pb2
@@ -29,7 +29,6 @@ from shoal.wire.arrays import matrix_from_message, matrix_to_message
 
 logger = logging.getLogger(__name__)
 
-SAMPLE_TOKENS = 64 * MOST_CENTROIDS
 _PAGE_TOKENS = 65_536
 _QUESTIONS = 128
 """Questions of a calibration."""
@@ -105,12 +104,13 @@ async def train_codec(
         InvalidRequest: there are neither vectors nor texts to train on.
     """
     code_bytes = settings.late.code_bytes
+    every = await _spacing(shards)
     parts: list[Fixed] = []
-    held = 0
+    seen = 0
     async for rows in _rows(shards, settings):
-        parts.append(rows)
-        held += len(rows)
-        if held >= SAMPLE_TOKENS:
+        parts.append(spaced(rows, seen, every))
+        seen += len(rows)
+        if seen >= every * SAMPLE_TOKENS:
             break
     sample: Float32Matrix = (np.concatenate(parts) / ONE).astype(np.float32)
     started = time.monotonic()
@@ -126,6 +126,10 @@ async def train_codec(
         time.monotonic() - started,
     )
     return codec.name
+
+
+async def _spacing(shards: GenerationShards) -> int:
+    return spacing(sum(status.tokens for status in await shards.statuses()))
 
 
 async def _rows(
@@ -182,13 +186,14 @@ async def calibrate(source: GenerationShards, target: GenerationShards) -> list[
 
 async def _questions(source: GenerationShards) -> list[Fixed]:
     """At most `_QUESTIONS` questions, from held-out documents first."""
+    read = SAMPLE_TOKENS * await _spacing(source)
     seen = 0
     texts: list[str] = []
     rows: list[Fixed] = []
     early: list[Sampled] = []
     async for document in sampled(source):
         seen += len(document.rows)
-        if seen <= SAMPLE_TOKENS:
+        if seen <= read:
             early = [*early, document][-_QUESTIONS:]
             continue
         _add(document, texts, rows)

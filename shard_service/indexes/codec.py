@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
+from numpy.typing import NDArray
 
 from shard_service.core.codec import Codec, check_subspaces, codec, rotated
 from shard_service.indexes.library import faiss
@@ -11,11 +14,17 @@ from shoal.kernels.fixed import ONE, squares, to_fixed
 from shoal.kernels.maxsim import WORDS
 from shoal.types import Float32Matrix
 
+Row = TypeVar("Row", np.float16, np.int16)
+
 _SEED = 1234
 _ROUNDS = 8
 _LEAST_PER_CENTROID = 39
 """Sample tokens that a centroid wants, FAISS's own advice; fewer tokens, fewer centroids."""
 MOST_CENTROIDS = 4_096
+SAMPLE_TOKENS = 64 * MOST_CENTROIDS
+"""Tokens that a codec is trained on, where there are so many."""
+_WIDEST = 4
+"""Tokens read for one that is kept, at most: what a large collection's training reads."""
 _ROTATION_ROUNDS = 12
 _ROTATION_TOKENS = 65_536
 _LEAST_TO_ROTATE = 39 * WORDS
@@ -32,6 +41,23 @@ def centroid_count(tokens: int) -> int:
     """
     wanted = max(1, tokens // _LEAST_PER_CENTROID)
     return min(MOST_CENTROIDS, 1 << (wanted.bit_length() - 1))
+
+
+def spacing(tokens: int) -> int:
+    """Every which token of a collection's first documents the sample has.
+
+    Tokens of one document lie close together: as many from more documents stand for the
+    others better.
+
+    >>> [spacing(tokens) for tokens in (0, 600_000, 10_000_000)]
+    [1, 2, 4]
+    """
+    return min(_WIDEST, max(1, tokens // SAMPLE_TOKENS))
+
+
+def spaced(rows: NDArray[Row], seen: int, every: int) -> NDArray[Row]:
+    """Those of a document's tokens that the sample has, the number of earlier tokens given."""
+    return rows[-seen % every :: every]
 
 
 def train(sample: Float32Matrix, code_bytes: int) -> Codec:

@@ -1,6 +1,7 @@
 """The codec: exact codes and similarities, whatever the company; training; damage."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shard_service.core.codec import Codec, codec, from_bytes, rotated
-from shard_service.indexes.codec import centroid_count, train
+from shard_service.indexes.codec import centroid_count, spaced, train
 from shoal.kernels import maxsim
 from shoal.kernels.fixed import ONE, to_fixed
 from shoal.kernels.maxsim import CodedRuns, Tables
@@ -176,3 +177,16 @@ def test_a_factor_that_is_too_large_is_refused() -> None:
         codec(*arrays, factor=2 * quantiser.factor)
     with pytest.raises(ValueError, match="factor"):
         codec(*arrays, factor=quantiser.factor - 1)
+
+
+@given(st.lists(st.integers(0, 20), max_size=30), st.integers(1, 5))
+def test_a_sample_has_every_nth_token_however_documents_are_cut(
+    lengths: list[int], every: int
+) -> None:
+    tokens = np.arange(sum(lengths), dtype=np.int16)[:, np.newaxis]
+    ends = np.cumsum([0, *lengths])
+    kept = [
+        spaced(tokens[begin:end], int(begin), every)
+        for begin, end in pairwise(ends)
+    ]
+    assert np.concatenate([tokens[:0], *kept]).tolist() == tokens[::every].tolist()
