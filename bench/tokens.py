@@ -112,6 +112,17 @@ def measured(judged: Any, run: Run) -> dict[str, float]:
     return {"ndcg@10": round(found[nDCG @ 10], 4), "recall@100": round(found[R @ 100], 4)}
 
 
+def loss(judged: Any, run: Run, exact: Run) -> dict[str, float]:
+    """nDCG@10 below exact MaxSim: the mean over the questions, and its standard error."""
+    ours, theirs = (
+        {found.query_id: found.value for found in ir_measures.iter_calc([nDCG @ 10], judged, each)}
+        for each in (run, exact)
+    )
+    lost = np.array([theirs[question] - ours[question] for question in exact])
+    error = lost.std(ddof=1) / np.sqrt(len(lost))
+    return {"mean": round(float(lost.mean()), 4), "standard_error": round(float(error), 4)}
+
+
 @dataclass(frozen=True, slots=True)
 class Encoded:
     """A corpus as token vectors.
@@ -192,7 +203,8 @@ def quality(encoder: Encoder, data: Path, name: str) -> dict[str, Any]:
     for code_bytes in TIERS:
         tier = _tier(code_bytes, taken, corpus)
         run = ranked(tier.pop("scores"), corpus.ids)
-        tier |= measured(judged, run) | {"overlap@10 with exact": overlap(run, exact)}
+        tier |= measured(judged, run) | {"ndcg@10 lost": loss(judged, run, exact)}
+        tier["overlap@10 with exact"] = overlap(run, exact)
         result["tiers"][str(code_bytes)] = tier
         print(f"{name} {code_bytes} bytes: {tier}", file=sys.stderr, flush=True)
     return result

@@ -190,6 +190,7 @@ def from_bytes(data: bytes) -> Codec:
     magic, version, count, dim, subspaces, words, factor, far = _HEADER.unpack_from(body)
     if magic != _MAGIC or version != _VERSION or words != WORDS:
         raise ValueError(f"no codec of version {_VERSION}")
+    check_subspaces(dim, subspaces)
     numbers = np.frombuffer(body, "<i2", offset=_HEADER.size).astype(np.int16)
     centroids, rotation, rest = np.split(numbers, np.cumsum([count * dim, dim * dim]))
     return codec(

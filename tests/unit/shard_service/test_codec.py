@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shard_service.core.codec import Codec, codec, from_bytes, rotated
-from shard_service.indexes.codec import centroid_count, spaced, train
+from shard_service.indexes.codec import centroid_count, rotation, spaced, train
 from shoal.kernels import maxsim
 from shoal.kernels.fixed import ONE, to_fixed
 from shoal.kernels.maxsim import CodedRuns, Tables
@@ -133,6 +133,51 @@ def test_small_samples_train_and_score(tokens: int) -> None:
     assert scores[0] * quantiser.unit == pytest.approx(1.0, abs=0.1)
 
 
+@settings(max_examples=25, deadline=None)
+@given(
+    st.sampled_from([(1, 1), (2, 1), (3, 3), (6, 2), (8, 8)]),
+    st.integers(1, 400),
+    st.integers(1, 5),
+    st.integers(0, 2**32),
+)
+def test_any_tokens_train_and_stand_for_themselves(
+    shape: tuple[int, int], tokens: int, distinct: int, seed: int
+) -> None:
+    """As many words as there are different tokens: nothing is lost but by rounding."""
+    rng = np.random.default_rng(seed)
+    dim, code_bytes = shape
+    vectors = unit(rng, distinct, dim)[rng.integers(0, distinct, tokens)]
+    quantiser = train(vectors, code_bytes)
+    again = from_bytes(quantiser.to_bytes())
+    assert again.name == quantiser.name == train(vectors, code_bytes).name
+    decoded = again.decode(again.encode(vectors))
+    assert (np.linalg.norm(decoded, axis=1) < 1.01).all()
+    if tokens < 256:
+        np.testing.assert_allclose(decoded, vectors, atol=0.01)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.sampled_from([(1, 1), (8, 2), (12, 4), (96, 8), (96, 32)]),
+    st.integers(1, 300),
+    st.integers(0, 2**32),
+)
+def test_a_rotation_is_orthonormal_and_shares_the_variance(
+    shape: tuple[int, int], tokens: int, seed: int
+) -> None:
+    dim, parts = shape
+    rng = np.random.default_rng(seed)
+    scales = 2.0 ** rng.integers(0, 13, dim)
+    rest = np.rint(rng.standard_normal((tokens, dim)) * scales).astype(np.int32)
+    turn = rotation(rest, parts)
+    np.testing.assert_allclose(turn @ turn.T, np.eye(dim), atol=1e-9)
+    assert (rotation(rest, parts) == turn).all()
+    variances = np.square(rest @ turn.T).mean(axis=0)
+    weights = np.log(np.maximum(variances, 1)).reshape(parts, -1)
+    # No part is ahead by more than a direction or two.
+    assert np.ptp(weights.sum(axis=1)) <= 2 * weights.max() + 1e-6
+
+
 def test_bytes_come_back_and_any_damage_is_refused() -> None:
     rng = np.random.default_rng(2)
     quantiser = random_codec(rng, 3, 8, 4)
@@ -185,8 +230,5 @@ def test_a_sample_has_every_nth_token_however_documents_are_cut(
 ) -> None:
     tokens = np.arange(sum(lengths), dtype=np.int16)[:, np.newaxis]
     ends = np.cumsum([0, *lengths])
-    kept = [
-        spaced(tokens[begin:end], int(begin), every)
-        for begin, end in pairwise(ends)
-    ]
+    kept = [spaced(tokens[begin:end], int(begin), every) for begin, end in pairwise(ends)]
     assert np.concatenate([tokens[:0], *kept]).tolist() == tokens[::every].tolist()
