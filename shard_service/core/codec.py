@@ -111,9 +111,11 @@ class Codec:
         Returns:
             Codes that depend on each vector alone; of equals the first is taken.
         """
-        fixed = to_fixed(vectors)
         step = max(1, _BATCH_ELEMENTS // len(self.centroids))
-        parts = [self._encode(fixed[at : at + step]) for at in range(0, len(fixed), step)]
+        # Rounded batch by batch: a batch stays in the cache, all vectors would not.
+        parts = [
+            self._encode(to_fixed(vectors[at : at + step])) for at in range(0, len(vectors), step)
+        ]
         none = Codes(
             np.empty(0, np.uint16),
             np.empty((0, self.subspaces), np.uint8),
