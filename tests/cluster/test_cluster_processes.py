@@ -14,7 +14,7 @@ import pytest
 
 import shoal
 from deploy.launchers.runfiles import living
-from shoal.errors import EncoderNotFound, InsufficientCoverage, NotSupported
+from shoal.errors import EncoderNotFound, InsufficientCoverage, InvalidRequest
 from tests.cluster.clusters import (
     SHOAL,
     Cluster,
@@ -108,8 +108,8 @@ def test_a_busy_port_is_refused_before_anything_starts(tmp_path: Path) -> None:
 
 def test_a_wish_that_cannot_be_is_refused(running: Cluster) -> None:
     with running.connect() as client:
-        with pytest.raises(NotSupported):
-            client.create_collection("x", kind="colbert")
+        with pytest.raises(InvalidRequest, match="one vector per text"):
+            client.create_collection("x", kind="colbert", encoder="all-minilm-l6-v2")
         with pytest.raises(EncoderNotFound):
             client.create_collection("x", encoder="/no/such/folder")
         assert "x" not in {collection.name for collection in client.status().collections}
