@@ -26,7 +26,6 @@ from deploy.records import (
     rebuild_wish,
     wish_from_message,
 )
-from deploy.shards import GenerationShards
 from shoal.errors import (
     BuildUnderWay,
     ClusterUnreachable,
@@ -197,7 +196,7 @@ class Administration:
             CollectionNotFound: there is none of that name.
             BuildUnderWay: the next one is being built.
             NoPreviousGeneration: there is none to go back to.
-            ShardUnavailable: its shards are not open.
+            StaleTopology: its shards are not open.
         """
         record = self._record(name)
         if self._generations.building(name) is not None:
@@ -205,14 +204,7 @@ class Administration:
         previous = self._generations.previous(name)
         if previous is None:
             raise NoPreviousGeneration(f"{name} has no generation to go back to")
-        shards = GenerationShards(self._loop, previous.collection.name)
-        if not shards.open():
-            raise ShardUnavailable(
-                f"the shards of {previous.collection.name} are not open", shard=0
-            )
-        await self._generations.freeze(record, frozen=True)
-        serving = await self._generations.serve(name, previous.collection.name)
-        await self._generations.freeze(serving, frozen=False)
+        serving = await self._generations.rollback(record, previous)
         await self._loop.until(lambda: self._serves(serving), _DROP_PATIENCE_S)
         return serving
 
@@ -300,8 +292,19 @@ class Administration:
             generation=record.collection.generation,
             shards=shards,
             documents=sum(shard.documents for shard in shards),
-            generations=map(self._generation, self._generations.others(record.settings.name)),
+            generations=self._other_generations(record.settings.name),
         )
+
+    def _other_generations(self, name: str) -> list[router_pb2.GenerationInfo]:
+        found = [self._generation(record) for record in self._generations.others(name)]
+        given_up = self._generations.given_up.get(name)
+        if given_up is not None:
+            found.append(
+                router_pb2.GenerationInfo(
+                    generation=given_up.generation, phase="given up", detail=given_up.detail
+                )
+            )
+        return sorted(found, key=lambda each: each.generation)
 
     def _generation(self, record: Record) -> router_pb2.GenerationInfo:
         serving = self._loop.store.collections[record.settings.name]

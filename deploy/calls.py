@@ -8,6 +8,7 @@ import grpc
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from deploy.core.build import GenerationPhase
 from deploy.records import Record, key_to_message
 from shoal.errors import ClusterUnreachable, ShoalError
 from shoal.rpc.encoder.v1 import encoder_pb2, encoder_pb2_grpc
@@ -17,6 +18,13 @@ from shoal.wire.channels import channel_options
 from shoal.wire.errors import from_rpc_error
 
 T = TypeVar("T")
+WRITERS = {
+    GenerationPhase.SERVING: shard_pb2.WRITERS_UNSPECIFIED,
+    GenerationPhase.TRAINING: shard_pb2.WRITERS_NOBODY,
+    GenerationPhase.COPYING: shard_pb2.WRITERS_BUILDER,
+    GenerationPhase.PREVIOUS: shard_pb2.WRITERS_NOBODY,
+}
+"""Whose writes the shards of a generation take."""
 
 
 class Calls:
@@ -93,6 +101,7 @@ class Calls:
             settings=record.settings,
             writer_epoch=collection.shards[shard].epoch,
             accept_loss=accept_loss,
+            writers=WRITERS[collection.phase],
         )
         stub = shard_pb2_grpc.ShardServiceStub(self._channel(address))
         return (await _ask(stub.OpenShard(request, timeout=timeout_s))).status

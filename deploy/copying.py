@@ -83,7 +83,9 @@ class Copier:
 
     async def _remove(self, ids: Sequence[str]) -> None:
         for shard, mine in _by_shard(ids, self._target.count).items():
-            await self._target.call(shard, "Delete", shard_pb2.DeleteRequest(ids=mine))
+            await self._target.call(
+                shard, "Delete", shard_pb2.DeleteRequest(ids=mine, from_builder=True)
+            )
 
     async def _copy(self, ids: Sequence[str]) -> None:
         for shard, mine in _by_shard(ids, self._source.count).items():
@@ -136,6 +138,7 @@ class Copier:
                 fingerprint=self._target.record.settings.fingerprint,
                 versions=[versions[place] for place in places],
                 vectors=matrix_to_message(np.concatenate([rows[place] for place in places])),
+                from_builder=True,
             )
             reply = await self._target.call(shard, "Write", request)
             for status in reply.statuses:

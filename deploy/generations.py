@@ -10,9 +10,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from deploy.calls import short
+from deploy.calls import WRITERS, short
 from deploy.copying import Copier
 from deploy.core.build import LEAST_TOKENS, GenerationPhase, training_due
 from deploy.reconciler import Reconciler
@@ -48,6 +50,14 @@ class Progress:
     detail: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class GivenUp:
+    """A generation that can never be built, and why."""
+
+    generation: int
+    detail: str
+
+
 @dataclass(slots=True)
 class _Quiet:
     """Since when a collection was not written to."""
@@ -68,6 +78,10 @@ class Generations:
         self._loop, self._storage = loop, storage
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._quiet: dict[str, _Quiet] = {}
+        self.turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        """By collection: held by whoever changes which writes its generations take."""
+        self.given_up: dict[str, GivenUp] = {}
+        """By collection, the last build if it was given up."""
         self.progress: dict[str, Progress] = {}
         """Of builds, by the names of their records."""
 
@@ -100,7 +114,13 @@ class Generations:
 
     def previous(self, name: str) -> Record | None:
         """The generation before, if it is still there."""
-        kept = (r for r in self.others(name) if r.collection.phase is GenerationPhase.PREVIOUS)
+        serving = self._loop.store.collections[name]
+        kept = (
+            record
+            for record in self.others(name)
+            if record.collection.generation == serving.collection.previous
+            and record.collection.phase is GenerationPhase.PREVIOUS
+        )
         return next(kept, None)
 
     # --- what is due ------------------------------------------------------
@@ -111,10 +131,27 @@ class Generations:
         task = self._tasks.get(name)
         if task is not None and not task.done():
             return
+        if task is not None and not task.cancelled():
+            # What a build does not expect ends the controller: the next one reads the catalog.
+            task.result()
         if following is not None:
-            self._tasks[name] = asyncio.create_task(self._build(name, following.collection.name))
+            self.given_up.pop(name, None)
+            build = self._build(name, following.collection.name)
+            self._tasks[name] = asyncio.create_task(build)
             return
-        await self._thaw(record)
+        async with self.turns[name]:
+            await self._settle(name)
+
+    async def _settle(self, name: str) -> None:
+        """Between two builds: writers as they should be, and training where it is due."""
+        record = self._loop.store.collections.get(name)
+        if record is None:
+            return
+        try:
+            for each in (record, *self.others(name)):
+                await self._admit(each)
+        except ShoalError as error:
+            logger.info("event=admit_failed collection=%s why=%s", name, short(error))
         if self._trains(record):
             await self.begin(record, record.settings, len(record.collection.shards))
 
@@ -163,17 +200,15 @@ class Generations:
         quiet = time.monotonic() - known.since_s >= self._loop.settings.train_quiet_s
         return training_due(self._tokens(record), settings.late.train_at, quiet=quiet)
 
-    async def _thaw(self, record: Record) -> None:
-        """A serving generation takes writes, also where a build ended in the middle."""
+    async def _admit(self, record: Record) -> None:
+        """The shards take the writes that they should, also where a build ended in the middle."""
         shards = GenerationShards(self._loop, record.collection.name)
+        wanted = WRITERS[record.collection.phase]
         for number, ref in enumerate(record.collection.refs()):
             status = self._loop.statuses.get(ref)
-            if status is not None and status.frozen:
-                try:
-                    await shards.call(number, "Freeze", shard_pb2.FreezeRequest(frozen=False))
-                    status.frozen = False
-                except ShoalError as error:
-                    logger.info("event=thaw_failed shard=%s why=%s", ref, short(error))
+            if status is not None and status.writers != wanted:
+                await shards.call(number, "SetWriters", shard_pb2.SetWritersRequest(writers=wanted))
+                status.writers = wanted
 
     # --- building ---------------------------------------------------------
 
@@ -188,7 +223,8 @@ class Generations:
                 progress.detail = short(error)
                 logger.warning("event=build_failed generation=%s why=%s", following, short(error))
                 if error.caller_fault:
-                    await self._loop.store.drop(following)
+                    dropped = await self._loop.store.drop(following)
+                    self.given_up[name] = GivenUp(dropped.collection.generation, short(error))
                     return
             await asyncio.sleep(_RETRY_S)
 
@@ -237,41 +273,81 @@ class Generations:
         self, source: GenerationShards, target: GenerationShards, copier: Copier
     ) -> None:
         """Stops writes, copies what is left, has the new generation serve."""
-        try:
-            epochs = await self._freeze(source, frozen=True)
-            await copier.once()
-            if not await copier.equal():
-                raise StaleTopology("the generations differ after the last copy")
-            # A shard that was opened again meanwhile took writes.
-            if source.epochs() != epochs or not source.open() or not target.open():
-                raise StaleTopology("a shard was opened again while its writes were stopped")
-            await self.serve(source.name, target.name)
-        except BaseException:
-            await self._freeze(source, frozen=False)
-            raise
+        async with self.turns[source.name]:
+            try:
+                stopped = await _set_writers(source, shard_pb2.WRITERS_NOBODY)
+                await copier.once()
+                # Nor may a copy that was given up arrive after the comparison.
+                closed = await _set_writers(target, shard_pb2.WRITERS_NOBODY)
+                if not await copier.equal():
+                    raise StaleTopology("the generations differ after the last copy")
+                _check_unopened(source, stopped)
+                _check_unopened(target, closed)
+                await self._serve(source.name, target.name, stopped.positions)
+            except BaseException:
+                if target.name in self._loop.store.collections:
+                    await _set_writers(source, shard_pb2.WRITERS_UNSPECIFIED)
+                    await _set_writers(target, shard_pb2.WRITERS_BUILDER)
+                raise
+            await self._admit_now(source.name)
 
-    async def serve(self, name: str, to: str) -> Record:
-        """Has another generation serve; the one before the previous goes."""
+    async def rollback(self, record: Record, to: Record) -> Record:
+        """Serves the generation before again; gives its record.
+
+        Raises:
+            StaleTopology: one of its shards, or of those that serve, is not open.
+        """
+        name = record.collection.name
+        source = GenerationShards(self._loop, name)
+        target = GenerationShards(self._loop, to.collection.name)
+        async with self.turns[name]:
+            try:
+                stopped = await _set_writers(source, shard_pb2.WRITERS_NOBODY)
+                _check_unopened(source, stopped)
+                _check_unopened(target, None)
+                await self._serve(name, target.name, None)
+            except BaseException:
+                if target.name in self._loop.store.collections:
+                    await _set_writers(source, shard_pb2.WRITERS_UNSPECIFIED)
+                raise
+            await self._admit_now(name)
+        return self._loop.store.collections[name]
+
+    async def _serve(self, name: str, to: str, handed_over: Sequence[int] | None) -> None:
         earlier = self.previous(name)
-        await self._loop.store.flip(name, to)
+        await self._loop.store.flip(name, to, handed_over)
         if earlier is not None and earlier.collection.name != to:
             await self._loop.store.drop(earlier.collection.name)
         self._loop.wake()
-        serving = self._loop.store.collections[name]
-        logger.info(
-            "event=flipped collection=%s generation=%d", name, serving.collection.generation
-        )
-        return serving
+        generation = self._loop.store.collections[name].collection.generation
+        logger.info("event=flipped collection=%s generation=%d", name, generation)
 
-    async def freeze(self, record: Record, *, frozen: bool) -> list[int]:
-        """Stops the writes of a generation, or lets them go on; gives its shards' epochs."""
-        return await self._freeze(
-            GenerationShards(self._loop, record.collection.name), frozen=frozen
-        )
+    async def _admit_now(self, name: str) -> None:
+        """The generation that serves takes users' writes; else `_look` sees to it soon."""
+        shards = GenerationShards(self._loop, name)
+        try:
+            await _set_writers(shards, shard_pb2.WRITERS_UNSPECIFIED)
+        except ShoalError as error:
+            logger.info("event=admit_failed collection=%s why=%s", name, short(error))
 
-    async def _freeze(self, shards: GenerationShards, *, frozen: bool) -> list[int]:
-        replies = [
-            await shards.call(number, "Freeze", shard_pb2.FreezeRequest(frozen=frozen))
-            for number in range(shards.count)
-        ]
-        return [reply.writer_epoch for reply in replies]
+
+@dataclass(frozen=True, slots=True)
+class _Stopped:
+    """Shards whose writers were set: their positions, and the epochs that said so."""
+
+    positions: list[int]
+    epochs: list[int]
+
+
+async def _set_writers(shards: GenerationShards, writers: shard_pb2.Writers.ValueType) -> _Stopped:
+    replies = [
+        await shards.call(number, "SetWriters", shard_pb2.SetWritersRequest(writers=writers))
+        for number in range(shards.count)
+    ]
+    return _Stopped([r.position for r in replies], [r.writer_epoch for r in replies])
+
+
+def _check_unopened(shards: GenerationShards, stopped: _Stopped | None) -> None:
+    """Raises StaleTopology unless every shard is open, and is the one whose writers were set."""
+    if not shards.open() or (stopped is not None and shards.epochs() != stopped.epochs):
+        raise StaleTopology(f"a shard of {shards.name} is not open, or was opened again")

@@ -182,6 +182,8 @@ class Reconciler:
                 self.fleet.start(spec, incarnation)
             case StopProcess(name):
                 self._spawn(self.fleet.stop(name))
+            case OpenShard(collection) if collection in self.store.flipping:
+                pass  # a shard that opened now could take writes that nobody copies
             case OpenShard():
                 self._spawn(self.open(action, self.opening(action)))
             case CloseShard(ref, server):
@@ -353,8 +355,7 @@ class Reconciler:
         topology = next_topology(self.desired(), self.observed(), self.published, counts_due)
         if topology is None:
             return
-        settings = {name: record.settings for name, record in self.store.collections.items()}
-        await self.store.publish(topology_to_message(topology, settings))
+        await self.store.publish(topology_to_message(topology, self.store.collections))
         self.published = topology
         self._counts_ns = now_ns
         logger.info("event=published topology_version=%d", topology.version)

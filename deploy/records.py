@@ -67,6 +67,8 @@ class Record:
             ],
             phase=_PHASE_NUMBERS[self.collection.phase],
             highest_generation=self.collection.highest,
+            previous_generation=self.collection.previous,
+            handed_over=_handed_over(self.collection),
         )
 
     def as_phase(self, phase: GenerationPhase) -> "Record":
@@ -88,8 +90,20 @@ def record_from_bytes(data: bytes) -> Record:
     )
     record = _record(message.settings, message.generation, shards)
     highest = max(message.highest_generation, message.generation)
-    collection = replace(record.collection, highest=highest)
+    collection = replace(
+        record.collection,
+        highest=highest,
+        previous=message.previous_generation,
+        handed_over=tuple((h.generation, tuple(h.sequences)) for h in message.handed_over),
+    )
     return replace(record, collection=collection).as_phase(PHASES[message.phase])
+
+
+def _handed_over(collection: Collection) -> list[controller_pb2.HandedOver]:
+    return [
+        controller_pb2.HandedOver(generation=generation, sequences=sequences)
+        for generation, sequences in collection.handed_over
+    ]
 
 
 def next_record(
@@ -214,13 +228,13 @@ def key_from_message(key: shard_pb2.ShardKey) -> ShardRef:
 
 
 def topology_to_message(
-    topology: Topology, settings: Mapping[str, common_pb2.CollectionSettings]
+    topology: Topology, records: Mapping[str, Record]
 ) -> controller_pb2.Topology:
     """A topology as routers get it.
 
     Args:
         topology: the map.
-        settings: of its collections, by name.
+        records: of its collections, by name.
     """
     return controller_pb2.Topology(
         version=topology.version,
@@ -229,8 +243,9 @@ def topology_to_message(
         routers=map(_endpoint_to_message, topology.routers),
         collections=[
             controller_pb2.CollectionPlacement(
-                settings=settings[collection.name],
+                settings=records[collection.name].settings,
                 generation=collection.generation,
+                handed_over=_handed_over(records[collection.name].collection),
                 shards=[
                     controller_pb2.ShardPlacement(
                         servers=shard.servers, documents=shard.documents, writer_epoch=shard.epoch

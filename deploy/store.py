@@ -2,13 +2,13 @@
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
 from deploy.core.build import GenerationPhase
 from deploy.records import Record, record_from_bytes
-from shoal.errors import CollectionExists
+from shoal.errors import CollectionExists, NotReady
 from shoal.rpc.controller.v1 import controller_pb2
 from shoal.storage.ports import Catalog
 
@@ -42,6 +42,8 @@ class Store:
         """The topology as last read or published."""
         self.starts = 0
         """Controllers that announced themselves since `shoal up`, this one included."""
+        self.flipping: set[str] = set()
+        """Names of records of which one is about to serve instead of the other."""
 
     async def load(self) -> None:
         """Reads everything, and finishes drops that a crash cut short."""
@@ -62,18 +64,25 @@ class Store:
     def _finish_flips(self) -> None:
         """Removes what a crash in the middle of a flip or a drop has left.
 
-        The serving record decides: another one of the same generation is an earlier or a
-        coming name of it, and one without a serving record belongs to a dropped collection.
+        The serving record decides. Another one of its generation is an earlier or a coming
+        name of it; one that served and is not the previous one it names is to be dropped; so
+        is any without a serving record, for its collection was dropped.
         """
         for name, record in list(self.collections.items()):
-            if record.collection.phase is GenerationPhase.SERVING:
+            own = record.collection
+            if own.phase is GenerationPhase.SERVING:
                 continue
             serving = self.collections.get(record.settings.name)
-            if serving is None:
+            same = serving is not None and serving.collection.identity == own.identity
+            served = own.phase is GenerationPhase.PREVIOUS
+            if not same and (
+                serving is None or (served and own.generation != serving.collection.previous)
+            ):
                 self._put_drop(record)
-            if serving is None or serving.collection.identity == record.collection.identity:
-                self._delete(_COLLECTIONS + name)
-                del self.collections[name]
+            elif not same:
+                continue
+            self._delete(_COLLECTIONS + name)
+            del self.collections[name]
 
     def _put_drop(self, record: Record) -> None:
         identity = record.collection.identity
@@ -165,33 +174,44 @@ class Store:
         """Removes the record of a dropped generation whose data is gone."""
         await self._run(lambda: self._delete(_DROPS + identity))
 
-    async def flip(self, name: str, to: str) -> None:
+    async def flip(self, name: str, to: str, handed_over: Sequence[int] | None = None) -> None:
         """Has another generation of a collection serve, in one compare-and-swap.
+
+        Memory follows the catalog: what is published is durable. Meanwhile neither record's
+        shards are opened (see `flipping`).
 
         Args:
             name: of the collection.
             to: name of the record of the generation that is to serve.
+            handed_over: positions of the one that serves whose documents it holds; None
+                where it is gone back to.
 
         Raises:
             Superseded: another controller wrote one of the records.
+            NotReady: the collection was dropped meanwhile.
+            DiskFull: no room; the old generation serves.
         """
         old, new = self.collections[name], self.collections[to]
         previous = old.as_phase(GenerationPhase.PREVIOUS)
-        serving = new.as_phase(GenerationPhase.SERVING)
-        highest = max(old.collection.highest, new.collection.highest)
-        serving = replace(serving, collection=replace(serving.collection, highest=highest))
+        serving = _flipped(old, new, handed_over)
 
         def write() -> None:
+            if self.collections.get(name) is not old:
+                raise NotReady(f"{name} was dropped meanwhile")
             before = _COLLECTIONS + previous.collection.name
             self._write(before, previous.to_message().SerializeToString())
             self._write(_COLLECTIONS + name, serving.to_message().SerializeToString())
-            self._delete(_COLLECTIONS + to)
 
-        # At once, so that no plan sees a generation twice, or none.
-        del self.collections[to]
-        self.collections[name] = serving
-        self.collections[previous.collection.name] = previous
-        await self._run(write)
+        self.flipping |= {name, to}
+        try:
+            await self._run(write)
+            if self.collections.get(name) is old:
+                del self.collections[to]
+                self.collections[name] = serving
+                self.collections[previous.collection.name] = previous
+        finally:
+            self.flipping -= {name, to}
+        await self._run(lambda: self._delete(_COLLECTIONS + to))
 
     async def publish(self, topology: controller_pb2.Topology) -> None:
         """Records a topology, so that routers start without a controller.
@@ -212,3 +232,18 @@ class Store:
     async def _run(self, call: Callable[[], T]) -> T:
         async with self._turn:
             return await asyncio.to_thread(call)
+
+
+def _flipped(old: Record, new: Record, handed_over: Sequence[int] | None) -> Record:
+    """The record of a generation as it serves in the place of another one."""
+    serving = new.as_phase(GenerationPhase.SERVING)
+    received = new.collection.handed_over
+    if handed_over is not None:
+        received = (*old.collection.handed_over, (old.collection.generation, tuple(handed_over)))
+    collection = replace(
+        serving.collection,
+        highest=max(old.collection.highest, new.collection.highest),
+        previous=old.collection.generation,
+        handed_over=received,
+    )
+    return replace(serving, collection=collection)

@@ -86,14 +86,19 @@ class DocumentHandlers:
     ) -> router_pb2.DeleteResponse:
         clock = self._checker.clock(context)
         request_id = self._checker.request_id(request.request_id)
+        found = [False] * len(request.ids)
         while True:
             collection = find_collection(self._follower.current, request.collection)
             try:
-                return await self._delete_from(collection, request, request_id, clock)
+                positions = await self._delete_from(collection, request, request_id, clock, found)
             except StaleTopology:
                 # Another generation is about to serve: deleting again there is harmless.
                 if clock.left_s() <= _PAUSE_S:
                     raise
+            else:
+                return router_pb2.DeleteResponse(
+                    found=found, position=encode_position(*collection.lane, positions)
+                )
             await asyncio.sleep(_PAUSE_S)
             await self._follower.refresh()
 
@@ -103,32 +108,31 @@ class DocumentHandlers:
         request: router_pb2.DeleteRequest,
         request_id: str,
         clock: Clock,
-    ) -> router_pb2.DeleteResponse:
-        owned = self._by_shard(request.ids, collection)
-        calls = [
-            ShardCall(
-                collection,
-                shard,
-                "Delete",
-                shard_pb2.DeleteRequest(
-                    request_id=request_id,
-                    key=shard_key(collection, shard),
-                    ids=[request.ids[place] for place in places],
-                ),
-                any_replica=False,
-            )
-            for shard, places in owned.items()
-        ]
-        responses = await all_of(self._shards.call(call, clock.deadline_ns) for call in calls)
-        found = [False] * len(request.ids)
+        found: list[bool],
+    ) -> list[int]:
+        """Deletes from every shard; notes what was found, also where another shard fails."""
         positions = [0] * collection.shard_count
-        for (shard, places), response in zip(owned.items(), responses, strict=True):
+
+        async def delete(shard: int, places: Sequence[int]) -> None:
+            message = shard_pb2.DeleteRequest(
+                request_id=request_id,
+                key=shard_key(collection, shard),
+                ids=[request.ids[place] for place in places],
+            )
+            call = ShardCall(collection, shard, "Delete", message, any_replica=False)
+            response = await self._shards.call(call, clock.deadline_ns)
             positions[shard] = response.position
             for place, each in zip(places, response.found, strict=True):
-                found[place] = each
-        return router_pb2.DeleteResponse(
-            found=found, position=encode_position(*collection.lane, positions)
+                found[place] |= each
+
+        owned = self._by_shard(request.ids, collection)
+        outcomes = await asyncio.gather(
+            *(delete(shard, places) for shard, places in owned.items()), return_exceptions=True
         )
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                raise outcome
+        return positions
 
     def _by_shard(self, ids: Sequence[str], collection: CollectionMap) -> dict[int, list[int]]:
         """Places in the request of the ids of each shard."""

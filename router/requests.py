@@ -166,7 +166,7 @@ class RequestChecker:
             min_coverage=_min_coverage(options),
             fields=tuple(_FIELDS[field] for field in sorted(set(options.fields))),
             allow_truncation=options.allow_truncation,
-            after=decode_position(options.after, *collection.lane, collection.shard_count),
+            after=decode_position(options.after, collection),
             clock=clock,
             effort=_effort(options.effort, collection),
         )

@@ -84,10 +84,13 @@ class ShardCalls:
                 raise DeadlineExceeded(message, shard=call.shard) from late
 
     def _server(self, call: ShardCall, tried: set[str]) -> str | None:
-        current = self._follower.current.collections.get(call.collection.name)
-        if current is None or current.lane != call.collection.lane:
-            raise StaleTopology(f"collection {call.collection.name!r} has changed meanwhile")
-        servers = current.servers[call.shard]
+        held = self._follower.current.collections.get(call.collection.name)
+        if held is None or held.lane != call.collection.lane:
+            if not call.any_replica:
+                raise StaleTopology(f"collection {call.collection.name!r} has changed meanwhile")
+            # A generation that was replaced can be read where it was until it is dropped.
+            held = call.collection
+        servers = held.servers[call.shard]
         candidates = servers if call.any_replica else servers[:1]
         return next((server for server in candidates if server not in tried), None)
 

@@ -50,6 +50,7 @@ def collection_from_message(message: controller_pb2.CollectionPlacement) -> Coll
         servers=tuple(tuple(shard.servers) for shard in message.shards),
         documents=tuple(shard.documents for shard in message.shards),
         efforts={each.name: Effort(each.probes, each.refined) for each in settings.late.efforts},
+        handed_over={each.generation: tuple(each.sequences) for each in message.handed_over},
     )
 
 

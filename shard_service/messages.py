@@ -13,6 +13,7 @@ from shard_service.core.late import LateFound
 from shard_service.core.records import Content, Version, encode_content
 from shard_service.core.search import Found
 from shard_service.core.vectors import Dense, Vectors, starts_of
+from shard_service.core.writers import Writers
 from shard_service.shard import Shard, Stored
 from shard_service.spec import ShardSpec
 from shard_service.token_layout import TokenLayout
@@ -51,6 +52,12 @@ _KINDS = {
     common_pb2.COLLECTION_KIND_SINGLE: Kind.SINGLE,
     common_pb2.COLLECTION_KIND_COLBERT: Kind.COLBERT,
 }
+WRITERS = {
+    shard_pb2.WRITERS_UNSPECIFIED: Writers.USERS,
+    shard_pb2.WRITERS_BUILDER: Writers.BUILDER,
+    shard_pb2.WRITERS_NOBODY: Writers.NOBODY,
+}
+WRITER_NUMBERS = {writers: number for number, writers in WRITERS.items()}
 _INDEXES = ("auto", "flat", "hnsw", "ivf-pq")
 
 
@@ -70,6 +77,23 @@ def shard_key(ref: ShardRef) -> shard_pb2.ShardKey:
     return shard_pb2.ShardKey(
         collection=bytes.fromhex(ref.collection), generation=ref.generation, shard=ref.shard
     )
+
+
+def writers(number: shard_pb2.Writers.ValueType) -> Writers:
+    """Whose writes a message names.
+
+    Raises:
+        InvalidRequest: nobody that this version knows.
+    """
+    known = WRITERS.get(number)
+    if known is None:
+        raise InvalidRequest(f"there are no writers {number}", field="writers")
+    return known
+
+
+def writer_of(request: shard_pb2.WriteRequest | shard_pb2.DeleteRequest) -> Writers:
+    """Who sends a write."""
+    return Writers.BUILDER if request.from_builder else Writers.USERS
 
 
 def shard_spec(request: shard_pb2.OpenShardRequest, limits: Limits) -> ShardSpec:

@@ -7,7 +7,8 @@ import threading
 from dataclasses import dataclass
 
 from shard_service.core.source import token_sources
-from shard_service.messages import shard_key
+from shard_service.core.writers import Writers
+from shard_service.messages import WRITER_NUMBERS, shard_key
 from shard_service.segments import drop_segments
 from shard_service.settings import ShardSettings
 from shard_service.shard import Shard
@@ -66,7 +67,9 @@ class Registry:
             raise entry.failure
         raise NotReady(f"shard {ref.shard} is recovering", retry_after_s=0.2, shard=ref.shard)
 
-    def open(self, spec: ShardSpec, writer_epoch: int, accept_loss: str) -> shard_pb2.ShardStatus:
+    def open(
+        self, spec: ShardSpec, writer_epoch: int, accept_loss: str, writers: Writers
+    ) -> shard_pb2.ShardStatus:
         """Recovers and serves a shard; one open under the same epoch stays as it is.
 
         Raises:
@@ -80,6 +83,7 @@ class Registry:
                 raise NotReady(f"shard {spec.ref.shard} is being opened", retry_after_s=0.2)
             if held is not None and held.shard is not None:
                 if held.writer_epoch == writer_epoch:
+                    held.shard.admit(writers)
                     return _status(held)
                 if held.writer_epoch > writer_epoch:
                     raise SupersededWriter(
@@ -89,13 +93,18 @@ class Registry:
             self._entries[spec.ref] = entry
         if held is not None and held.shard is not None:
             held.shard.close()
-        self._recover(entry, accept_loss)
+        self._recover(entry, accept_loss, writers)
         return _status(entry)
 
-    def _recover(self, entry: _Entry, accept_loss: str) -> None:
+    def _recover(self, entry: _Entry, accept_loss: str, writers: Writers) -> None:
         try:
             entry.shard = Shard(
-                entry.spec, self._storage, self._settings, entry.writer_epoch, accept_loss
+                entry.spec,
+                self._storage,
+                self._settings,
+                entry.writer_epoch,
+                accept_loss,
+                writers,
             )
         except (CorruptLog, CorruptSegment) as error:
             entry.failure = error
@@ -183,7 +192,7 @@ def _describe(shard: Shard, status: shard_pb2.ShardStatus) -> None:
     status.position = view.position
     status.tail_passages = shard.tail_passages
     status.detail = shard.sealing_failure
-    status.frozen = shard.frozen
+    status.writers = WRITER_NUMBERS[shard.writers]
     if isinstance(shard.layout, TokenLayout):
         sources = token_sources(view)
         status.tokens = sum(source.live_tokens for source in sources)

@@ -119,9 +119,10 @@ class _Servicer(shard_pb2_grpc.ShardServiceServicer):
         self, request: shard_pb2.OpenShardRequest, context: Context
     ) -> shard_pb2.OpenShardResponse:
         spec = messages.shard_spec(request, self._limits)
+        writers = messages.writers(request.writers)
         status = await self._on(
             self._admin,
-            lambda: self._registry.open(spec, request.writer_epoch, request.accept_loss),
+            lambda: self._registry.open(spec, request.writer_epoch, request.accept_loss, writers),
         )
         return shard_pb2.OpenShardResponse(status=status)
 
@@ -215,7 +216,8 @@ class _Servicer(shard_pb2_grpc.ShardServiceServicer):
             return messages.write_response(
                 len(request.versions), [], [], shard.view.position, errors
             )
-        outcome = await asyncio.wrap_future(shard.write(operation))
+        writer = messages.writer_of(request)
+        outcome = await asyncio.wrap_future(shard.write(operation, writer))
         metrics.WRITTEN.inc(len(outcome.sequences))
         return messages.write_response(
             len(request.versions), outcome.sequences, outcome.replaced, outcome.position, errors
@@ -227,7 +229,8 @@ class _Servicer(shard_pb2_grpc.ShardServiceServicer):
         shard = self._registry.serving(messages.shard_ref(request.key))
         check_limit("max_ids", len(request.ids), self._limits.max_ids)
         operation = DeleteOperation([key.encode() for key in request.ids])
-        outcome = await asyncio.wrap_future(shard.delete(operation))
+        writer = messages.writer_of(request)
+        outcome = await asyncio.wrap_future(shard.delete(operation, writer))
         metrics.DELETED.inc(sum(outcome.found))
         return shard_pb2.DeleteResponse(found=outcome.found, position=outcome.position)
 
@@ -265,12 +268,13 @@ class _Servicer(shard_pb2_grpc.ShardServiceServicer):
             self._admin, lambda: copy_messages.export(shard, request, self._limits)
         )
 
-    async def Freeze(
-        self, request: shard_pb2.FreezeRequest, context: Context
-    ) -> shard_pb2.FreezeResponse:
+    async def SetWriters(
+        self, request: shard_pb2.SetWritersRequest, context: Context
+    ) -> shard_pb2.SetWritersResponse:
         shard = self._registry.serving(messages.shard_ref(request.key))
-        position = await self._on(self._admin, lambda: shard.freeze(request.frozen))
-        return shard_pb2.FreezeResponse(position=position, writer_epoch=shard.writer_epoch)
+        writers = messages.writers(request.writers)
+        position = await self._on(self._admin, lambda: shard.admit(writers))
+        return shard_pb2.SetWritersResponse(position=position, writer_epoch=shard.writer_epoch)
 
     # --- late interaction ---------------------------------------------------------
 

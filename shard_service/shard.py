@@ -26,6 +26,7 @@ from shard_service.core.search import Found, Wanted, search
 from shard_service.core.source import View, token_sources
 from shard_service.core.state import ShardState, Writes
 from shard_service.core.vectors import Tokens, Vectors
+from shard_service.core.writers import Writers
 from shard_service.layout import Layout
 from shard_service.sealer import Sealer
 from shard_service.segments import SegmentStore
@@ -79,6 +80,7 @@ class Shard:
         settings: ShardSettings,
         writer_epoch: int,
         accept_loss: str = "",
+        writers: Writers = Writers.USERS,
     ) -> None:
         """Recovers the shard from its manifest and log; takes as long as that takes.
 
@@ -105,7 +107,7 @@ class Shard:
         self._view = self._state.view()
         self._listing: Listing | None = None
         self._writer = Writer(
-            self._state, log, self._lock, self._changed, settings.max_waiting_writes
+            self._state, log, self._lock, self._changed, settings.max_waiting_writes, writers
         )
         self._sealer = Sealer(
             self._state, self._lock, store, self._writer.drop_prefix, self._publish, settings
@@ -187,7 +189,9 @@ class Shard:
             documents.append(SampledContent(content, tokens, end - begin))
         return documents, found.last
 
-    def write(self, operation: WriteOperation) -> Future[WriteOutcome]:
+    def write(
+        self, operation: WriteOperation, writer: Writers = Writers.USERS
+    ) -> Future[WriteOutcome]:
         """Queues versions; the future says when they are durable and visible.
 
         Raises:
@@ -203,20 +207,28 @@ class Shard:
                 limit="max_tail_passages",
                 allowed=self._max_tail,
             )
-        self._writer.submit(operation)
+        self._writer.submit(operation, writer)
         return operation.done
 
-    def delete(self, operation: DeleteOperation) -> Future[DeleteOutcome]:
+    def delete(
+        self, operation: DeleteOperation, writer: Writers = Writers.USERS
+    ) -> Future[DeleteOutcome]:
         """Queues deletes; the future says when they are durable and visible.
 
         Raises:
             Overloaded, StaleTopology: see `Writer.submit`.
         """
-        self._writer.submit(operation)
+        self._writer.submit(operation, writer)
         return operation.done
 
     def probe(self, ids: Sequence[bytes], digests: NDArray[np.uint8]) -> tuple[list[bool], int]:
-        """Per id: its live version has this digest ([ids, 16] uint8); and the position."""
+        """Per id: its live version has this digest ([ids, 16] uint8); and the position.
+
+        Raises:
+            StaleTopology: it takes no users' writes, so that what it holds is no answer to
+                whether one is needed.
+        """
+        self._writer.check(Writers.USERS)
         with self._lock:
             places = self._state.locate(ids)
             unchanged = [
@@ -279,20 +291,23 @@ class Shard:
             found.append((content, vectors))
         return found
 
-    def freeze(self, frozen: bool) -> int:
-        """Refuses writes from now on, or takes them again.
+    def admit(self, writers: Writers) -> int:
+        """Takes the writes of these alone from now on.
 
         Returns:
-            The position when no write is under way.
+            The position when no write that came before is under way.
+
+        Raises:
+            StaleTopology: the shard is closed.
         """
-        self._writer.freeze(frozen)
+        self._writer.admit(writers)
         with self._lock:
             return self._state.position
 
     @property
-    def frozen(self) -> bool:
-        """It refuses writes."""
-        return self._writer.frozen
+    def writers(self) -> Writers:
+        """Whose writes it takes."""
+        return self._writer.writers
 
     def optimize(self) -> None:
         """Seals the tail and merges all segments into one; returns when it serves.

@@ -21,6 +21,7 @@ from shard_service.core.records import (
 )
 from shard_service.core.state import ShardState, Writes
 from shard_service.core.vectors import Vectors
+from shard_service.core.writers import Writers
 from shoal.errors import Overloaded, ShoalError, StaleTopology
 from shoal.storage.ports import Log
 
@@ -113,6 +114,7 @@ class Writer:
         lock: threading.Lock,
         publish: Callable[[], None],
         max_waiting: int,
+        writers: Writers,
     ) -> None:
         """Starts the thread.
 
@@ -122,47 +124,56 @@ class Writer:
             lock: held while the state changes.
             publish: called with the lock held after every change.
             max_waiting: operations that may wait.
+            writers: whose operations it takes.
         """
         self._state, self._log, self._lock, self._publish = state, log, lock, publish
-        self._queue: queue.Queue[Operation | Mark | None] = queue.Queue(max_waiting)
+        self._queue: queue.SimpleQueue[Operation | Mark | None] = queue.SimpleQueue()
+        self._max_waiting = max_waiting
+        self._admission = threading.Lock()
+        self.writers = writers
         self._log_lock = threading.Lock()
-        self._closed = self._frozen = False
+        self._closed = False
         self._thread = threading.Thread(target=self._run, name="shard-writer", daemon=True)
         self._thread.start()
 
-    def submit(self, operation: Operation) -> None:
+    def submit(self, operation: Operation, writer: Writers) -> None:
         """Queues an operation; its future says when it is durable and visible.
 
         Raises:
             Overloaded: too many wait.
-            StaleTopology: the shard is closed.
+            StaleTopology: the shard is closed, or takes no writes of this writer.
         """
+        # One lock with `admit` and `close`: nothing that they refuse is queued behind them.
+        with self._admission:
+            self.check(writer)
+            if self._queue.qsize() >= self._max_waiting:
+                raise Overloaded(
+                    "too many writes wait for this shard; try again", retry_after_s=0.1
+                )
+            self._queue.put(operation)
+
+    def check(self, writer: Writers) -> None:
+        """Raises StaleTopology if the shard is closed, or takes no writes of this writer."""
         if self._closed:
             raise StaleTopology("the shard is closed on this server")
-        if self._frozen:
-            raise StaleTopology("another generation is about to serve", retry_after_s=0.05)
-        try:
-            self._queue.put_nowait(operation)
-        except queue.Full:
-            raise Overloaded(
-                "too many writes wait for this shard; try again", retry_after_s=0.1
-            ) from None
+        if self.writers is not writer:
+            raise StaleTopology("another generation serves, or soon will", retry_after_s=0.05)
 
-    def freeze(self, frozen: bool) -> None:
-        """Refuses operations from now on, or takes them again; what waits still happens.
+    def admit(self, writers: Writers) -> None:
+        """Takes these writers' operations alone from now on; what waits still happens.
 
         Returns when nothing that was queued before is under way.
-        """
-        self._frozen = frozen
-        if frozen:
-            mark = Mark()
-            self._queue.put(mark)
-            mark.done.result()
 
-    @property
-    def frozen(self) -> bool:
-        """It refuses operations."""
-        return self._frozen
+        Raises:
+            StaleTopology: the shard is closed.
+        """
+        mark = Mark()
+        with self._admission:
+            if self._closed:
+                raise StaleTopology("the shard is closed on this server")
+            self.writers = writers
+            self._queue.put(mark)
+        mark.done.result()
 
     def drop_prefix(self, up_to: int) -> None:
         """Frees log files whose entries are all in segments."""
@@ -171,8 +182,9 @@ class Writer:
 
     def close(self) -> None:
         """Lets what waits become durable, then closes the log."""
-        self._closed = True
-        self._queue.put(None)
+        with self._admission:
+            self._closed = True
+            self._queue.put(None)
         self._thread.join()
         self._log.close()
 

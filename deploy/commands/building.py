@@ -37,9 +37,9 @@ def follow_build(client: shoal.Client, name: str, generation: int) -> None:
             if seen is None or seen.generation >= generation:
                 return
             building = _generation(seen, generation)
-            if building is None:
+            detail = "" if building is None else building.detail
+            if building is None or building.phase == "given up":
                 break
-            detail = building.detail
             total = max(1, building.documents_total)
             text = building.phase + (f": {printable(detail)}" if detail else "")
             bar.update(task, description=text, total=total, completed=building.documents)

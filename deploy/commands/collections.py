@@ -204,7 +204,8 @@ def rebuild(
 def rollback(name: NameArgument, target: TargetOption = DEFAULT_TARGET) -> None:
     """Serve the generation before again, as it was when it was replaced.
 
-    What was written since is not in it; `shoal rollback` again goes back to that.
+    What was written since is not in it; `shoal rollback` again goes back to that, until the
+    next rebuild drops it.
 
     Example: shoal rollback papers
     """

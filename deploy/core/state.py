@@ -63,6 +63,9 @@ class Collection:
         fingerprint: of the model's card; empty without one.
         phase: what it is there for.
         highest: the highest number that a generation of the collection ever had.
+        previous: the generation that served before this one; 0 where there is none.
+        handed_over: per generation whose documents came to be in this one, the positions of
+            its shards when they did.
     """
 
     name: str
@@ -73,6 +76,8 @@ class Collection:
     fingerprint: str = ""
     phase: GenerationPhase = GenerationPhase.SERVING
     highest: int = 1
+    previous: int = 0
+    handed_over: tuple[tuple[int, tuple[int, ...]], ...] = ()
 
     @property
     def identity(self) -> str:

@@ -1,13 +1,13 @@
 """Positions: what a read must have seen, as an opaque token.
 
-A token names a collection, a generation and a sequence number per shard. One
-of an older generation is always reached: a generation serves only after it has
-applied what the one before it had.
+A token names a collection, a generation and a sequence number per shard. One of another
+generation is reached if that one handed its documents over later than that.
 """
 
 import struct
 from collections.abc import Sequence
 
+from router.core.topology import CollectionMap
 from shoal.errors import InvalidRequest, PositionNotReached
 
 _HEADER = struct.Struct("<B16sQI")
@@ -20,33 +20,37 @@ def encode_position(uuid: bytes, generation: int, sequences: Sequence[int]) -> b
     return header + struct.pack(f"<{len(sequences)}Q", *sequences)
 
 
-def decode_position(
-    token: bytes, uuid: bytes, generation: int, shard_count: int
-) -> tuple[int, ...] | None:
+def decode_position(token: bytes, collection: CollectionMap) -> tuple[int, ...] | None:
     """Per shard, the sequence number that must have been applied.
 
     Returns:
-        None if nothing is asked for.
+        None if nothing is asked for, or what is asked for came from another generation.
 
     Raises:
         InvalidRequest: it is no token, or one of another collection.
-        PositionNotReached: its generation is newer than the one that serves.
+        PositionNotReached: it is of a generation that did not hand that over to this one:
+            a newer one, or one that was gone back from or written to again.
     """
     if not token:
         return None
     try:
-        version, of, token_generation, count = _HEADER.unpack_from(token)
+        version, of, generation, count = _HEADER.unpack_from(token)
         sequences: tuple[int, ...] = struct.unpack_from(f"<{count}Q", token, _HEADER.size)
     except struct.error as error:
         raise InvalidRequest("after is no position of a reply", field="after") from error
-    if version != _FORMAT or of != uuid or len(token) != _HEADER.size + 8 * count:
+    if version != _FORMAT or of != collection.uuid or len(token) != _HEADER.size + 8 * count:
         raise InvalidRequest("after is no position of this collection", field="after")
-    if token_generation > generation:
+    if generation == collection.generation:
+        if count != collection.shard_count:
+            raise InvalidRequest("after is no position of this collection", field="after")
+        return sequences
+    received = collection.handed_over.get(generation, ())
+    reached = len(received) == count and all(
+        asked <= given for asked, given in zip(sequences, received, strict=True)
+    )
+    if not reached:
         raise PositionNotReached(
-            f"generation {token_generation} is asked for, {generation} serves here yet"
+            f"generation {collection.generation} serves, and does not hold what was asked of "
+            f"generation {generation}"
         )
-    if token_generation < generation:
-        return None
-    if count != shard_count:
-        raise InvalidRequest("after is no position of this collection", field="after")
-    return sequences
+    return None

@@ -41,6 +41,8 @@ class CollectionMap:
         documents: per shard, documents as last published.
         efforts: kind colbert: by name, as calibrated; none where every search is
             exhaustive.
+        handed_over: per generation whose documents came to be in this one, the positions
+            of its shards when they did.
     """
 
     name: str
@@ -56,6 +58,7 @@ class CollectionMap:
     servers: tuple[tuple[str, ...], ...]
     documents: tuple[int, ...]
     efforts: Mapping[str, Effort] = field(default_factory=dict)
+    handed_over: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def lane(self) -> tuple[bytes, int]:

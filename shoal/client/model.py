@@ -275,7 +275,7 @@ class GenerationInfo:
 
     Attributes:
         generation: its number.
-        phase: "training", "copying" or "previous".
+        phase: "training", "copying", "previous", or "given up" (see detail).
         documents: that it holds.
         documents_total: that it is to hold, as far as is known.
         shards: how many.

@@ -6,11 +6,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 import shoal
 from shoal.errors import BuildUnderWay, InvalidRequest, NoPreviousGeneration, ShoalError
+from shoal.rpc.router.v1 import router_pb2, router_pb2_grpc
+from shoal.wire.arrays import matrix_to_message
 from tests.cluster.clusters import Cluster, cluster, kill, run_shoal, wait_for
 
 pytestmark = pytest.mark.slow
@@ -20,6 +24,7 @@ GENERATOR = np.random.default_rng(8)
 ROWS = GENERATOR.normal(size=(2_000, DIM)).astype(np.float32)
 QUERIES = GENERATOR.normal(size=(8, DIM)).astype(np.float32)
 Answers = list[list[tuple[str, float]]]
+Made = Callable[[int, int, int], Iterator[dict[str, object]]]
 
 
 def documents(begin: int, end: int, version: int = 0) -> Iterator[dict[str, object]]:
@@ -59,10 +64,26 @@ class Traffic:
     Attributes:
         held: what must be stored, by id: its title.
         failures: what went wrong.
+
+    Args:
+        running: the cluster.
+        name: of the collection.
+        made: makes documents.
+        question: what is searched for.
+        kills: processes die meanwhile.
     """
 
-    def __init__(self, running: Cluster, name: str) -> None:
-        self._running, self._name = running, name
+    def __init__(
+        self,
+        running: Cluster,
+        name: str,
+        made: Made = documents,
+        question: NDArray[np.float32] = QUERIES[0],
+        *,
+        kills: bool = False,
+    ) -> None:
+        self._running, self._name, self._documents = running, name, made
+        self._question, self._kills = question, kills
         self._done = threading.Event()
         self.held = {f"d{number}": "version 0" for number in range(1_000)}
         self.failures: list[BaseException] = []
@@ -70,22 +91,43 @@ class Traffic:
     def search(self) -> None:
         with self._running.connect() as client:
             while not self._done.is_set():
-                answer = client.search(self._name, vector=QUERIES[0], top_k=3)
+                answer = client.search(self._name, vector=self._question, top_k=3)
                 assert answer.coverage.ratio == 1.0
+
+    def search_without_a_client(self) -> None:
+        """Nothing is tried again for who calls over plain gRPC."""
+        request = router_pb2.SearchRequest(
+            collection=self._name,
+            query=router_pb2.Query(vector=matrix_to_message(np.atleast_2d(self._question))),
+            options=router_pb2.SearchOptions(top_k=3, fields=[router_pb2.FIELD_TITLE]),
+        )
+        with grpc.insecure_channel(self._running.target) as channel:
+            stub = router_pb2_grpc.SearchServiceStub(channel)
+            while not self._done.is_set():
+                answer = stub.Search(request, timeout=10)
+                # Documents that a writer has replaced meanwhile are counted, not shown.
+                assert len(answer.hits) + answer.superseded == 3
 
     def write(self) -> None:
         with self._running.connect() as client:
             for version in itertools.count(1):
                 begin = version * 7 % 1_500
-                report = client.ingest(self._name, documents(begin, begin + 20, version))
-                assert not report.rejected
-                new = {f"d{number}": f"version {version}" for number in range(begin, begin + 20)}
-                self.held.update(new)
+                self._store(client, begin, version)
                 gone = [f"d{(begin + 3 * number) % 1_500}" for number in range(5)]
-                client.delete(self._name, gone)
+                there = [key in self.held for key in gone]
+                report = wait_for(lambda gone=gone: client.delete(self._name, gone))
+                if not self._kills:
+                    assert list(report.found) == there
                 self.held = {key: title for key, title in self.held.items() if key not in gone}
                 if self._done.is_set():
                     return
+
+    def _store(self, client: shoal.Client, begin: int, version: int) -> None:
+        report = wait_for(
+            lambda: client.ingest(self._name, self._documents(begin, begin + 20, version))
+        )
+        assert not report.rejected
+        self.held |= {f"d{number}": f"version {version}" for number in range(begin, begin + 20)}
 
     def _guarded(self, work: Callable[[], None]) -> None:
         try:
@@ -95,9 +137,11 @@ class Traffic:
 
     @contextmanager
     def flowing(self) -> Iterator[None]:
+        # While a server is down, questions fail as they should.
+        every = (self.write, self.search, self.search_without_a_client)
         threads = [
             threading.Thread(target=self._guarded, args=(work,))
-            for work in (self.search, self.write)
+            for work in ((self.write,) if self._kills else every)
         ]
         for thread in threads:
             thread.start()
@@ -181,14 +225,67 @@ def test_what_cannot_be_built_is_refused(running: Cluster) -> None:
         assert generation(client, "papers") == 1
 
 
+@pytest.mark.parametrize("phase", ["copying", ""])
 @pytest.mark.parametrize("victim", ["controller", "server-0", "server-1"])
-def test_whatever_is_killed_one_whole_generation_serves(running: Cluster, victim: str) -> None:
-    before = filled(running)
-    with running.connect() as client:
+def test_whatever_is_killed_nothing_acknowledged_is_lost(
+    running: Cluster, victim: str, phase: str
+) -> None:
+    """Under writes, as soon as a build is seen to copy, or at once."""
+    filled(running)
+    traffic = Traffic(running, "papers", kills=True)
+    with traffic.flowing(), running.connect() as client:
         for target in (3, 4):
             expected = client.rebuild("papers", shards=target)
+            if phase:
+                wait_for(lambda: phases(client, "papers") & {phase, "previous"})
             kill(running.pids()[victim])
             wait_for(served(running, "papers", expected), timeout_s=60)
-            assert wait_for(lambda: answers(client, "papers")) == before
-    held = {f"d{number}": "version 0" for number in range(1_000)}
-    check_held(running, "papers", held)
+    wait_for(lambda: running.connect().search("papers", vector=QUERIES[0]))
+    check_held(running, "papers", traffic.held)
+
+
+def phases(client: shoal.Client, name: str) -> set[str]:
+    seen = next(each for each in client.status().collections if each.name == name)
+    return {each.phase for each in seen.generations}
+
+
+def matrices(begin: int, end: int, version: int = 0) -> Iterator[dict[str, object]]:
+    """Documents of kind colbert: 60 tokens around some of 300 words."""
+    words = np.random.default_rng(1).normal(size=(300, DIM))
+    for number in range(begin, end):
+        dice = np.random.default_rng((number, version))
+        rows = words[dice.integers(0, 300, 60)] + dice.normal(size=(60, DIM)) / 4
+        yield {
+            "id": f"d{number}",
+            "vector": rows.astype(np.float32),
+            "title": f"version {version}",
+        }
+
+
+def test_a_codec_is_trained_and_replaces_fixed_point_under_traffic(running: Cluster) -> None:
+    question = next(matrices(5, 6))["vector"]
+    assert isinstance(question, np.ndarray)
+    with running.connect() as client:
+        client.create_collection("tokens", "colbert", encoder="none", dim=DIM, train_at=50_000)
+        client.ingest("tokens", matrices(0, 1_000))
+        traffic = Traffic(running, "tokens", matrices, question)
+        with traffic.flowing():
+            wait_for(served(running, "tokens", 2), timeout_s=120)
+    with running.connect() as client:
+        wait_for(lambda: client.search("tokens", vector=question).generation == 2)
+        everything = [f"d{number}" for number in range(2_000)]
+        stored = {
+            each.id: each.title for each in client.get("tokens", everything) if each is not None
+        }
+        assert stored == traffic.held
+        found = client.search(
+            "tokens", vector=question, top_k=5_000, fields=(), effort="exhaustive"
+        )
+        assert sorted(hit.id for hit in found) == sorted(traffic.held)
+        # Codes alone cannot be coded anew, and there is no text: the build says so.
+        number = client.rebuild("tokens", code_bytes=4)
+        wait_for(lambda: "given up" in phases(client, "tokens"))
+        seen = next(each for each in client.status().collections if each.name == "tokens")
+        assert [each.generation for each in seen.generations] == [1, number]
+        assert "cannot be encoded anew" in seen.generations[1].detail
+        assert seen.generation == 2

@@ -1,5 +1,6 @@
 """Generations beside the serving one: differences, efforts, flips that a crash cut short."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 
@@ -18,7 +19,9 @@ from deploy.core.creation import Bounds, Wish, check_wish, settle
 from deploy.core.effort import levels
 from deploy.records import Record, new_record, next_record
 from deploy.store import Store
+from shoal.errors import DiskFull
 from shoal.storage.directory import open_storage
+from shoal.storage.ports import Catalog
 
 documents = st.dictionaries(
     st.text("abc", min_size=1, max_size=3), st.sampled_from([b"1", b"2"]), max_size=20
@@ -92,7 +95,7 @@ async def test_a_flip_and_back_are_recovered_as_they_are(tmp_path: Path) -> None
     await store.create(record())
     following = next_record(store.collections["a"], record().settings, 3, trains=False)
     await store.create(following)
-    await store.flip("a", "a.2")
+    await store.flip("a", "a.2", [4, 2])
     flipped = {
         "a": (2, GenerationPhase.SERVING),
         "a.1": (1, GenerationPhase.PREVIOUS),
@@ -114,43 +117,84 @@ class Crash(Exception):
     """The controller ends here."""
 
 
+class Failing:
+    """A catalog whose writes fail after some."""
+
+    def __init__(self, catalog: Catalog, writes: int, error: Exception) -> None:
+        self._catalog, self._left, self._error = catalog, writes, error
+
+    def _count(self) -> None:
+        if not self._left:
+            raise self._error
+        self._left -= 1
+
+    def put(self, key: str, value: bytes, expected: int) -> int | None:
+        self._count()
+        return self._catalog.put(key, value, expected)
+
+    def delete(self, key: str) -> None:
+        self._count()
+        self._catalog.delete(key)
+
+
+@pytest.mark.parametrize("error", [Crash(), DiskFull("no room")])
 @pytest.mark.parametrize("writes", [0, 1, 2, 3])
 async def test_a_flip_that_is_cut_short_leaves_one_whole_generation(
-    tmp_path: Path, writes: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, writes: int, error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = await opened(tmp_path)
     await store.create(record())
     await store.create(next_record(store.collections["a"], record().settings, 3, trains=False))
-    left = iter([True] * writes)
-
-    def counted(name: str) -> None:
-        original = getattr(store, name)
-
-        def call(*arguments: object) -> None:
-            if not next(left, False):
-                raise Crash
-            original(*arguments)
-
-        monkeypatch.setattr(store, name, call)
-
-    for name in ("_write", "_delete"):
-        counted(name)
+    catalog = open_storage(str(tmp_path)).catalog
+    monkeypatch.setattr(store, "_catalog", Failing(catalog, writes, error))
     if writes < 3:
-        with pytest.raises(Crash):
-            await store.flip("a", "a.2")
+        with pytest.raises(type(error)):
+            await store.flip("a", "a.2", [5, 6])
     else:
-        await store.flip("a", "a.2")
-    found = phases(await opened(tmp_path))
+        await store.flip("a", "a.2", [5, 6])
     before = {"a": (1, GenerationPhase.SERVING), "a.2": (2, GenerationPhase.COPYING)}
     after = {"a": (2, GenerationPhase.SERVING), "a.1": (1, GenerationPhase.PREVIOUS)}
-    assert found == (before if writes < 2 else after)
+    expected = before if writes < 2 else after
+    # What a controller publishes is what the next one reads.
+    assert phases(store) == expected
+    assert phases(await opened(tmp_path)) == expected
+    assert not store.flipping
+
+
+async def test_a_generation_that_a_crash_kept_too_long_is_dropped(tmp_path: Path) -> None:
+    """Killed between the second flip and dropping the generation before the previous one."""
+    store = await opened(tmp_path)
+    await store.create(record())
+    for generation in (2, 3):
+        following = next_record(store.collections["a"], record().settings, 1, trains=False)
+        await store.create(following)
+        await store.flip("a", f"a.{generation}", [generation])
+    again = await opened(tmp_path)
+    assert phases(again) == {
+        "a": (3, GenerationPhase.SERVING),
+        "a.2": (2, GenerationPhase.PREVIOUS),
+    }
+    assert names(again.drops) == ["1"]
+    assert again.collections["a"].collection.handed_over == ((1, (2,)), (2, (3,)))
+
+
+async def test_a_collection_dropped_during_a_flip_stays_dropped(tmp_path: Path) -> None:
+    store = await opened(tmp_path)
+    await store.create(record())
+    await store.create(next_record(store.collections["a"], record().settings, 3, trains=False))
+    flip, drop = asyncio.create_task(store.flip("a", "a.2", [1])), store.drop("a")
+    await asyncio.gather(flip, drop, return_exceptions=True)
+    assert store.collections == {}
+    again = await opened(tmp_path)
+    assert again.collections == {}
+    assert names(again.drops) == ["1", "2"]
 
 
 async def test_dropping_a_collection_drops_all_its_generations(tmp_path: Path) -> None:
     store = await opened(tmp_path)
     await store.create(record())
     await store.create(next_record(store.collections["a"], record().settings, 3, trains=False))
-    await store.flip("a", "a.2")
+    await store.flip("a", "a.2", [1, 1])
     await store.drop("a")
     again = await opened(tmp_path)
     assert again.collections == {}

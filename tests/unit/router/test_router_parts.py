@@ -11,7 +11,7 @@ from router.core.cache import CacheEntry, CacheKey, QueryCache
 from router.core.coverage import coverage_of, shortfall
 from router.core.ingest import Batch, IngestOptions, IngestPlanner, Item, stored_already
 from router.core.position import decode_position, encode_position
-from router.core.topology import TopologyMap, newer
+from router.core.topology import CollectionMap, TopologyMap, newer
 from shoal.errors import (
     DeadlineExceeded,
     InsufficientCoverage,
@@ -21,6 +21,7 @@ from shoal.errors import (
     PositionNotReached,
     ShardUnavailable,
 )
+from shoal.types import Kind, Similarity
 
 UUID = b"u" * 16
 
@@ -77,30 +78,52 @@ def test_a_position_that_is_not_reached_says_so() -> None:
 # --- positions --------------------------------------------------------------
 
 
+def serving(
+    generation: int, shards: int = 3, handed_over: dict[int, tuple[int, ...]] | None = None
+) -> CollectionMap:
+    return CollectionMap(
+        name="papers",
+        uuid=UUID,
+        generation=generation,
+        kind=Kind.SINGLE,
+        similarity=Similarity.COSINE,
+        dim=3,
+        encoder_dim=0,
+        fingerprint="",
+        chunk_tokens=0,
+        chunk_overlap=0,
+        servers=(("server-0",),) * shards,
+        documents=(0,) * shards,
+        handed_over=handed_over or {},
+    )
+
+
 def test_a_position_comes_back() -> None:
     token = encode_position(UUID, 3, [7, 0, 2**63])
-    assert decode_position(token, UUID, 3, 3) == (7, 0, 2**63)
-    assert decode_position(b"", UUID, 3, 3) is None
+    assert decode_position(token, serving(3)) == (7, 0, 2**63)
+    assert decode_position(b"", serving(3)) is None
 
 
-def test_a_position_of_an_older_generation_is_reached() -> None:
-    assert decode_position(encode_position(UUID, 2, [7]), UUID, 3, 4) is None
-
-
-def test_a_position_of_a_newer_generation_is_not_reached_yet() -> None:
-    with pytest.raises(PositionNotReached):
-        decode_position(encode_position(UUID, 4, [7]), UUID, 3, 1)
+def test_what_another_generation_handed_over_is_reached_and_nothing_else() -> None:
+    received = serving(3, 4, {1: (9, 9), 2: (7,)})
+    assert decode_position(encode_position(UUID, 2, [7]), received) is None
+    assert decode_position(encode_position(UUID, 1, [9, 0]), received) is None
+    # Written to a generation after it was gone back to, or never handed over at all.
+    for generation, sequences in ((2, [8]), (1, [9, 10]), (1, [9]), (4, [1]), (5, [0])):
+        with pytest.raises(PositionNotReached):
+            decode_position(encode_position(UUID, generation, sequences), received)
 
 
 @given(st.binary(min_size=1, max_size=60))
 def test_other_bytes_are_no_position(token: bytes) -> None:
     with pytest.raises(InvalidRequest):
-        decode_position(token, UUID, 1, 3)
+        decode_position(token, serving(1))
 
 
 def test_a_position_of_another_collection_is_refused() -> None:
-    with pytest.raises(InvalidRequest):
-        decode_position(encode_position(b"v" * 16, 1, [7]), UUID, 1, 1)
+    for wrong in (encode_position(b"v" * 16, 1, [7]), encode_position(UUID, 1, [7])):
+        with pytest.raises(InvalidRequest):
+            decode_position(wrong, serving(1))
 
 
 # --- topology ---------------------------------------------------------------

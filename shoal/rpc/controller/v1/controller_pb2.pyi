@@ -184,12 +184,18 @@ class CollectionPlacement(_message.Message):
     SHARDS_FIELD_NUMBER: _builtins.int
     PHASE_FIELD_NUMBER: _builtins.int
     HIGHEST_GENERATION_FIELD_NUMBER: _builtins.int
+    PREVIOUS_GENERATION_FIELD_NUMBER: _builtins.int
+    HANDED_OVER_FIELD_NUMBER: _builtins.int
     generation: _builtins.int
     """Its number, from 1."""
     phase: Global___GenerationPhase.ValueType
     """What it is there for."""
     highest_generation: _builtins.int
     """The highest number that any generation of the collection ever had."""
+    previous_generation: _builtins.int
+    """The generation that served before this one, which a rollback serves again; 0
+    where there is none.
+    """
     @_builtins.property
     def settings(self) -> _common_pb2.CollectionSettings:
         """Its settings."""
@@ -197,6 +203,12 @@ class CollectionPlacement(_message.Message):
     @_builtins.property
     def shards(self) -> _containers.RepeatedCompositeFieldContainer[Global___ShardPlacement]:
         """Per shard, ascending by number; as long as the generation has shards."""
+
+    @_builtins.property
+    def handed_over(self) -> _containers.RepeatedCompositeFieldContainer[Global___HandedOver]:
+        """What other generations had written when their documents came to be in this
+        one: a position of one of them is reached here if it is not beyond that.
+        """
 
     def __init__(
         self,
@@ -206,14 +218,44 @@ class CollectionPlacement(_message.Message):
         shards: _abc.Iterable[Global___ShardPlacement] | None = ...,
         phase: Global___GenerationPhase.ValueType = ...,
         highest_generation: _builtins.int = ...,
+        previous_generation: _builtins.int = ...,
+        handed_over: _abc.Iterable[Global___HandedOver] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["settings", b"settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "highest_generation", b"highest_generation", "phase", b"phase", "settings", b"settings", "shards", b"shards"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "handed_over", b"handed_over", "highest_generation", b"highest_generation", "phase", b"phase", "previous_generation", b"previous_generation", "settings", b"settings", "shards", b"shards"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CollectionPlacement: _TypeAlias = CollectionPlacement  # noqa: Y015
+
+@_typing.final
+class HandedOver(_message.Message):
+    """Positions of one generation when it was replaced."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GENERATION_FIELD_NUMBER: _builtins.int
+    SEQUENCES_FIELD_NUMBER: _builtins.int
+    generation: _builtins.int
+    """Its number."""
+    @_builtins.property
+    def sequences(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Per shard of it, the sequence number of its newest write."""
+
+    def __init__(
+        self,
+        *,
+        generation: _builtins.int = ...,
+        sequences: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "sequences", b"sequences"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HandedOver: _TypeAlias = HandedOver  # noqa: Y015
 
 @_typing.final
 class ShardPlacement(_message.Message):

@@ -1542,7 +1542,9 @@ class GenerationInfo(_message.Message):
     generation: _builtins.int
     """Its number."""
     phase: _builtins.str
-    """"training", "copying" or "previous"."""
+    """"training", "copying", "previous", or "given up": it could never be built, and
+    `detail` says why; until the next build, or another controller.
+    """
     documents: _builtins.int
     """Documents in it."""
     documents_total: _builtins.int

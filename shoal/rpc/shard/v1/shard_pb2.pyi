@@ -20,6 +20,30 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _Writers:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _WritersEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Writers.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    WRITERS_UNSPECIFIED: _Writers.ValueType  # 0
+    """Users', through routers: the generation serves."""
+    WRITERS_BUILDER: _Writers.ValueType  # 1
+    """The builder's: documents are being copied to the generation."""
+    WRITERS_NOBODY: _Writers.ValueType  # 2
+    """Nobody's: it is about to be replaced, or was."""
+
+class Writers(_Writers, metaclass=_WritersEnumTypeWrapper):
+    """Whose writes a shard takes, by what its generation is there for."""
+
+WRITERS_UNSPECIFIED: Writers.ValueType  # 0
+"""Users', through routers: the generation serves."""
+WRITERS_BUILDER: Writers.ValueType  # 1
+"""The builder's: documents are being copied to the generation."""
+WRITERS_NOBODY: Writers.ValueType  # 2
+"""Nobody's: it is about to be replaced, or was."""
+Global___Writers: _TypeAlias = Writers  # noqa: Y015
+
 class _Field:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -117,12 +141,15 @@ class OpenShardRequest(_message.Message):
     SETTINGS_FIELD_NUMBER: _builtins.int
     WRITER_EPOCH_FIELD_NUMBER: _builtins.int
     ACCEPT_LOSS_FIELD_NUMBER: _builtins.int
+    WRITERS_FIELD_NUMBER: _builtins.int
     shard_count: _builtins.int
     """Shards of the generation."""
     writer_epoch: _builtins.int
     """Who may write: a number higher than every earlier writer's."""
     accept_loss: _builtins.str
     """Name of a loss that the operator accepts (see CORRUPT_LOG); else empty."""
+    writers: Global___Writers.ValueType
+    """Whose writes it takes."""
     @_builtins.property
     def key(self) -> Global___ShardKey:
         """The shard."""
@@ -139,10 +166,11 @@ class OpenShardRequest(_message.Message):
         settings: _common_pb2.CollectionSettings | None = ...,
         writer_epoch: _builtins.int = ...,
         accept_loss: _builtins.str = ...,
+        writers: Global___Writers.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "settings", b"settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_loss", b"accept_loss", "key", b"key", "settings", b"settings", "shard_count", b"shard_count", "writer_epoch", b"writer_epoch"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_loss", b"accept_loss", "key", b"key", "settings", b"settings", "shard_count", b"shard_count", "writer_epoch", b"writer_epoch", "writers", b"writers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -776,12 +804,15 @@ class WriteRequest(_message.Message):
     FINGERPRINT_FIELD_NUMBER: _builtins.int
     VERSIONS_FIELD_NUMBER: _builtins.int
     VECTORS_FIELD_NUMBER: _builtins.int
+    FROM_BUILDER_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Correlates log lines and traces; any string of at most 64 bytes."""
     fingerprint: _builtins.str
     """Fingerprint of the encoder that made the vectors; must be the
     collection's, else FAILED_PRECONDITION (FINGERPRINT_MISMATCH).
     """
+    from_builder: _builtins.bool
+    """The builder of the generation writes, no user."""
     @_builtins.property
     def key(self) -> Global___ShardKey:
         """The shard."""
@@ -804,10 +835,11 @@ class WriteRequest(_message.Message):
         fingerprint: _builtins.str = ...,
         versions: _abc.Iterable[Global___DocumentVersion] | None = ...,
         vectors: _common_pb2.Matrix | None = ...,
+        from_builder: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "vectors", b"vectors"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint", "key", b"key", "request_id", b"request_id", "vectors", b"vectors", "versions", b"versions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint", "from_builder", b"from_builder", "key", b"key", "request_id", b"request_id", "vectors", b"vectors", "versions", b"versions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -866,8 +898,11 @@ class DeleteRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     KEY_FIELD_NUMBER: _builtins.int
     IDS_FIELD_NUMBER: _builtins.int
+    FROM_BUILDER_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Correlates log lines and traces; any string of at most 64 bytes."""
+    from_builder: _builtins.bool
+    """The builder of the generation deletes, no user."""
     @_builtins.property
     def key(self) -> Global___ShardKey:
         """The shard."""
@@ -882,10 +917,11 @@ class DeleteRequest(_message.Message):
         request_id: _builtins.str = ...,
         key: Global___ShardKey | None = ...,
         ids: _abc.Iterable[_builtins.str] | None = ...,
+        from_builder: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ids", b"ids", "key", b"key", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_builder", b"from_builder", "ids", b"ids", "key", b"key", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1054,15 +1090,15 @@ class ExportResponse(_message.Message):
 Global___ExportResponse: _TypeAlias = ExportResponse  # noqa: Y015
 
 @_typing.final
-class FreezeRequest(_message.Message):
-    """Stops or resumes the writes of a shard."""
+class SetWritersRequest(_message.Message):
+    """Says whose writes a shard takes."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     KEY_FIELD_NUMBER: _builtins.int
-    FROZEN_FIELD_NUMBER: _builtins.int
-    frozen: _builtins.bool
-    """Refuse writes; else take them again."""
+    WRITERS_FIELD_NUMBER: _builtins.int
+    writers: Global___Writers.ValueType
+    """Theirs alone."""
     @_builtins.property
     def key(self) -> Global___ShardKey:
         """The shard."""
@@ -1071,18 +1107,18 @@ class FreezeRequest(_message.Message):
         self,
         *,
         key: Global___ShardKey | None = ...,
-        frozen: _builtins.bool = ...,
+        writers: Global___Writers.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["frozen", b"frozen", "key", b"key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "writers", b"writers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___FreezeRequest: _TypeAlias = FreezeRequest  # noqa: Y015
+Global___SetWritersRequest: _TypeAlias = SetWritersRequest  # noqa: Y015
 
 @_typing.final
-class FreezeResponse(_message.Message):
+class SetWritersResponse(_message.Message):
     """The shard does as asked."""
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -1105,7 +1141,7 @@ class FreezeResponse(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___FreezeResponse: _TypeAlias = FreezeResponse  # noqa: Y015
+Global___SetWritersResponse: _TypeAlias = SetWritersResponse  # noqa: Y015
 
 @_typing.final
 class SampleRequest(_message.Message):
@@ -1325,7 +1361,7 @@ class ShardStatus(_message.Message):
     TOKENS_FIELD_NUMBER: _builtins.int
     TOKEN_BYTES_FIELD_NUMBER: _builtins.int
     CODEC_FIELD_NUMBER: _builtins.int
-    FROZEN_FIELD_NUMBER: _builtins.int
+    WRITERS_FIELD_NUMBER: _builtins.int
     state: Global___ShardState.ValueType
     """Whether it answers."""
     documents: _builtins.int
@@ -1348,8 +1384,8 @@ class ShardStatus(_message.Message):
     """Kind colbert: bytes of the tokens as kept, offsets included, dead ones too."""
     codec: _builtins.str
     """Kind colbert: what keeps the tokens: "fixed-point", "pq8, 4096 centroids"."""
-    frozen: _builtins.bool
-    """It refuses writes."""
+    writers: Global___Writers.ValueType
+    """Whose writes it takes."""
     @_builtins.property
     def key(self) -> Global___ShardKey:
         """The shard."""
@@ -1374,11 +1410,11 @@ class ShardStatus(_message.Message):
         tokens: _builtins.int = ...,
         token_bytes: _builtins.int = ...,
         codec: _builtins.str = ...,
-        frozen: _builtins.bool = ...,
+        writers: Global___Writers.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["codec", b"codec", "detail", b"detail", "documents", b"documents", "frozen", b"frozen", "key", b"key", "loss", b"loss", "passages", b"passages", "position", b"position", "segments", b"segments", "state", b"state", "tail_passages", b"tail_passages", "token_bytes", b"token_bytes", "tokens", b"tokens", "writer_epoch", b"writer_epoch"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["codec", b"codec", "detail", b"detail", "documents", b"documents", "key", b"key", "loss", b"loss", "passages", b"passages", "position", b"position", "segments", b"segments", "state", b"state", "tail_passages", b"tail_passages", "token_bytes", b"token_bytes", "tokens", b"tokens", "writer_epoch", b"writer_epoch", "writers", b"writers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

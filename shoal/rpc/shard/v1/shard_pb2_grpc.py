@@ -91,10 +91,10 @@ class ShardServiceStub:
                 request_serializer=shoal_dot_rpc_dot_shard_dot_v1_dot_shard__pb2.ExportRequest.SerializeToString,
                 response_deserializer=shoal_dot_rpc_dot_shard_dot_v1_dot_shard__pb2.ExportResponse.FromString,
                 _registered_method=True)
-        self.Freeze = channel.unary_unary(
-                '/shoal.rpc.shard.v1.ShardService/Freeze',
-                request_serializer=shoal_dot_rpc_dot_shard_dot_v1_dot_shard__pb2.FreezeRequest.SerializeToString,
-                response_deserializer=shoal_dot_rpc_dot_shard_dot_v1_dot_shard__pb2.FreezeResponse.FromString,
+        self.SetWriters = channel.unary_unary(
+                '/shoal.rpc.shard.v1.ShardService/SetWriters',
+                request_serializer=shoal_dot_rpc_dot_shard_dot_v1_dot_shard__pb2.SetWritersRequest.SerializeToString,
+                response_deserializer=shoal_dot_rpc_dot_shard_dot_v1_dot_shard__pb2.SetWritersResponse.FromString,
                 _registered_method=True)
         self.Sample = channel.unary_unary(
                 '/shoal.rpc.shard.v1.ShardService/Sample',
@@ -198,10 +198,9 @@ class ShardServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def Freeze(self, request, context):
-        """Has a shard refuse writes (ABORTED, STALE_TOPOLOGY), or take them again;
-        answers when no write is under way. Not durable: a shard that is opened
-        takes writes.
+    def SetWriters(self, request, context):
+        """Says whose writes a shard takes from now on; others' fail with ABORTED
+        (STALE_TOPOLOGY). Answers when no write that came before is under way.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -282,10 +281,10 @@ def add_ShardServiceServicer_to_server(servicer, server):
                     request_deserializer=shoal_dot_rpc_dot_shard_dot_v1_dot_shard__pb2.ExportRequest.FromString,
                     response_serializer=shoal_dot_rpc_dot_shard_dot_v1_dot_shard__pb2.ExportResponse.SerializeToString,
             ),
-            'Freeze': grpc.unary_unary_rpc_method_handler(
-                    servicer.Freeze,
-                    request_deserializer=shoal_dot_rpc_dot_shard_dot_v1_dot_shard__pb2.FreezeRequest.FromString,
-                    response_serializer=shoal_dot_rpc_dot_shard_dot_v1_dot_shard__pb2.FreezeResponse.SerializeToString,
+            'SetWriters': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetWriters,
+                    request_deserializer=shoal_dot_rpc_dot_shard_dot_v1_dot_shard__pb2.SetWritersRequest.FromString,
+                    response_serializer=shoal_dot_rpc_dot_shard_dot_v1_dot_shard__pb2.SetWritersResponse.SerializeToString,
             ),
             'Sample': grpc.unary_unary_rpc_method_handler(
                     servicer.Sample,
@@ -591,7 +590,7 @@ class ShardService:
             _registered_method=True)
 
     @staticmethod
-    def Freeze(request,
+    def SetWriters(request,
             target,
             options=(),
             channel_credentials=None,
@@ -604,9 +603,9 @@ class ShardService:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/shoal.rpc.shard.v1.ShardService/Freeze',
-            shoal_dot_rpc_dot_shard_dot_v1_dot_shard__pb2.FreezeRequest.SerializeToString,
-            shoal_dot_rpc_dot_shard_dot_v1_dot_shard__pb2.FreezeResponse.FromString,
+            '/shoal.rpc.shard.v1.ShardService/SetWriters',
+            shoal_dot_rpc_dot_shard_dot_v1_dot_shard__pb2.SetWritersRequest.SerializeToString,
+            shoal_dot_rpc_dot_shard_dot_v1_dot_shard__pb2.SetWritersResponse.FromString,
             options,
             channel_credentials,
             insecure,

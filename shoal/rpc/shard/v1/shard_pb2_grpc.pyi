@@ -68,10 +68,9 @@ class ShardServiceStub:
     """
     Export: _grpc.UnaryUnaryMultiCallable[_shard_pb2.ExportRequest, _shard_pb2.ExportResponse]
     """Live documents as they were written, to be written to another generation."""
-    Freeze: _grpc.UnaryUnaryMultiCallable[_shard_pb2.FreezeRequest, _shard_pb2.FreezeResponse]
-    """Has a shard refuse writes (ABORTED, STALE_TOPOLOGY), or take them again;
-    answers when no write is under way. Not durable: a shard that is opened
-    takes writes.
+    SetWriters: _grpc.UnaryUnaryMultiCallable[_shard_pb2.SetWritersRequest, _shard_pb2.SetWritersResponse]
+    """Says whose writes a shard takes from now on; others' fail with ABORTED
+    (STALE_TOPOLOGY). Answers when no write that came before is under way.
     """
     Sample: _grpc.UnaryUnaryMultiCallable[_shard_pb2.SampleRequest, _shard_pb2.SampleResponse]
     """Documents of kind colbert for training and calibration, those with the
@@ -122,10 +121,9 @@ class ShardServiceAsyncStub(ShardServiceStub):
     """
     Export: _aio.UnaryUnaryMultiCallable[_shard_pb2.ExportRequest, _shard_pb2.ExportResponse]  # type: ignore[assignment]
     """Live documents as they were written, to be written to another generation."""
-    Freeze: _aio.UnaryUnaryMultiCallable[_shard_pb2.FreezeRequest, _shard_pb2.FreezeResponse]  # type: ignore[assignment]
-    """Has a shard refuse writes (ABORTED, STALE_TOPOLOGY), or take them again;
-    answers when no write is under way. Not durable: a shard that is opened
-    takes writes.
+    SetWriters: _aio.UnaryUnaryMultiCallable[_shard_pb2.SetWritersRequest, _shard_pb2.SetWritersResponse]  # type: ignore[assignment]
+    """Says whose writes a shard takes from now on; others' fail with ABORTED
+    (STALE_TOPOLOGY). Answers when no write that came before is under way.
     """
     Sample: _aio.UnaryUnaryMultiCallable[_shard_pb2.SampleRequest, _shard_pb2.SampleResponse]  # type: ignore[assignment]
     """Documents of kind colbert for training and calibration, those with the
@@ -235,14 +233,13 @@ class ShardServiceServicer(metaclass=_abc_1.ABCMeta):
         """Live documents as they were written, to be written to another generation."""
 
     @_abc_1.abstractmethod
-    def Freeze(
+    def SetWriters(
         self,
-        request: _shard_pb2.FreezeRequest,
+        request: _shard_pb2.SetWritersRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_shard_pb2.FreezeResponse, _abc.Awaitable[_shard_pb2.FreezeResponse]]:
-        """Has a shard refuse writes (ABORTED, STALE_TOPOLOGY), or take them again;
-        answers when no write is under way. Not durable: a shard that is opened
-        takes writes.
+    ) -> _typing.Union[_shard_pb2.SetWritersResponse, _abc.Awaitable[_shard_pb2.SetWritersResponse]]:
+        """Says whose writes a shard takes from now on; others' fail with ABORTED
+        (STALE_TOPOLOGY). Answers when no write that came before is under way.
         """
 
     @_abc_1.abstractmethod
