@@ -310,7 +310,6 @@ class Administration:
         serving = self._loop.store.collections[record.settings.name]
         phase = record.collection.phase
         own = self._documents(record)
-        progress = self._generations.progress.get(record.collection.name)
         return router_pb2.GenerationInfo(
             generation=record.collection.generation,
             phase=phase.value,
@@ -320,7 +319,7 @@ class Administration:
             ),
             settings=record.settings,
             shards=len(record.collection.shards),
-            detail=progress.detail if progress is not None else "",
+            detail=self._generations.details.get(record.collection.name, ""),
         )
 
     def _documents(self, record: Record) -> int:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deploy.core.build import Change, differences
 from deploy.reconciler import Reconciler
+from deploy.records import Record
 from deploy.shards import GenerationShards, encoder_address
-from shoal.errors import InvalidRequest, LimitExceeded
+from router.document_encoder import EncodedDocument, encode_request, encoded_documents
+from router.topology import collection_from_message
+from shoal.errors import InvalidRequest, LimitExceeded, ShoalError
 from shoal.ids import shard_of
 from shoal.rpc.common.v1 import common_pb2
-from shoal.rpc.encoder.v1 import encoder_pb2
 from shoal.rpc.shard.v1 import shard_pb2
 from shoal.types import Float32Matrix
 from shoal.wire.arrays import matrix_from_message, matrix_to_message
@@ -35,13 +37,10 @@ class Copier:
     Args:
         source: the generation that serves.
         target: the one that is to.
-        copied: told of every document that was copied or removed.
     """
 
-    def __init__(
-        self, source: GenerationShards, target: GenerationShards, copied: Callable[[int], None]
-    ) -> None:
-        self._source, self._target, self._copied = source, target, copied
+    def __init__(self, source: GenerationShards, target: GenerationShards) -> None:
+        self._source, self._target = source, target
 
     async def once(self) -> int:
         """Copies every difference that there is now; gives their number.
@@ -79,7 +78,6 @@ class Copier:
     async def _apply(self, changes: Sequence[Change]) -> None:
         await self._remove([change.id for change in changes if change.gone])
         await self._copy([change.id for change in changes if not change.gone])
-        self._copied(len(changes))
 
     async def _remove(self, ids: Sequence[str]) -> None:
         for shard, mine in _by_shard(ids, self._target.count).items():
@@ -106,8 +104,7 @@ class Copier:
         versions = list(exported.versions)
         if encode:
             for at in range(0, len(versions), ENCODED):
-                some = versions[at : at + ENCODED]
-                await self._write(some, await self._encoded(some))
+                await self._write_encoded(versions[at : at + ENCODED])
         elif versions:
             rows = matrix_from_message(exported.vectors)
             counts = [_rows_of(version) for version in versions]
@@ -119,12 +116,18 @@ class Copier:
         source, target = self._source.record.settings, self._target.record.settings
         return bool(source.fingerprint != target.fingerprint or source.late.codec)
 
-    async def _encoded(self, versions: Sequence[shard_pb2.DocumentVersion]) -> list[Rows]:
-        """Vectors of texts; their passages are put into the versions."""
-        settings = self._target.record.settings
-        texts = [version.document for version in versions]
-        reply = await encode_documents(self._target.loop, settings, texts)
-        return _put_passages(versions, reply, settings.kind)
+    async def _write_encoded(self, versions: Sequence[shard_pb2.DocumentVersion]) -> None:
+        """Writes documents with their texts encoded anew."""
+        for version in versions:
+            if not version.span_starts:
+                raise cannot_encode(version.document.id)
+        documents = [version.document for version in versions]
+        found = await encode_documents(self._target.loop, self._target.record, documents)
+        fresh = [
+            encoded.version(version.document, version.digest)
+            for version, encoded in zip(versions, found, strict=True)
+        ]
+        await self._write(fresh, [encoded.vectors for encoded in found])
 
     async def _write(
         self, versions: Sequence[shard_pb2.DocumentVersion], rows: Sequence[Rows]
@@ -147,41 +150,37 @@ class Copier:
                     raise error
 
 
+def cannot_encode(document_id: str) -> InvalidRequest:
+    """The error of a document whose vectors are wanted anew, and whose text gives none."""
+    return InvalidRequest(
+        f"document {document_id[:80]!r} cannot be encoded anew: its vectors were given, and are "
+        "not kept as they came, or are another encoder's; ingest it into a new collection",
+        field="name",
+    )
+
+
 async def encode_documents(
-    loop: Reconciler,
-    settings: common_pb2.CollectionSettings,
-    documents: Sequence[common_pb2.Document],
-) -> encoder_pb2.EncodeDocumentsResponse:
+    loop: Reconciler, record: Record, documents: Sequence[common_pb2.Document]
+) -> list[EncodedDocument]:
     """Texts encoded for a generation.
 
     Raises:
-        InvalidRequest: one has no text, or the generation has no encoder.
+        InvalidRequest: the generation has no encoder.
         ShoalError: no encoder answers, or one refuses a text.
     """
-    for document in documents:
-        if not settings.fingerprint or not (document.text.strip() or document.title.strip()):
-            raise InvalidRequest(
-                f"document {document.id[:80]!r} cannot be encoded anew: its vectors were given, "
-                "and are not kept as they came; ingest it into a new collection",
-                field="name",
-            )
-    request = encoder_pb2.EncodeDocumentsRequest(
-        fingerprint=settings.fingerprint,
-        documents=[
-            encoder_pb2.DocumentText(title=each.title, text=each.text) for each in documents
-        ],
-        chunk_tokens=settings.chunk_tokens,
-        chunk_overlap=settings.chunk_overlap,
+    collection = collection_from_message(record.to_message())
+    if not collection.fingerprint and documents:
+        raise cannot_encode(documents[0].id)
+    address = encoder_address(loop.fleet, collection.fingerprint)
+    reply = await loop.calls.encoder(
+        address, "EncodeDocuments", encode_request(collection, documents), _ENCODE_TIMEOUT_S
     )
-    address = encoder_address(loop.fleet, settings.fingerprint)
-    reply: encoder_pb2.EncodeDocumentsResponse = await loop.calls.encoder(
-        address, "EncodeDocuments", request, _ENCODE_TIMEOUT_S
-    )
-    for status in reply.statuses:
-        error = from_status(status)
-        if error is not None:
-            raise error
-    return reply
+    found: list[EncodedDocument] = []
+    for encoded in encoded_documents(collection, reply, len(documents)):
+        if isinstance(encoded, ShoalError):
+            raise encoded
+        found.append(encoded)
+    return found
 
 
 async def _some(waiting: set[asyncio.Task[None]]) -> set[asyncio.Task[None]]:
@@ -200,27 +199,3 @@ def _by_shard(ids: Sequence[str], count: int) -> dict[int, list[str]]:
 
 def _rows_of(version: shard_pb2.DocumentVersion) -> int:
     return sum(version.row_counts) if version.row_counts else version.passage_count
-
-
-def _put_passages(
-    versions: Sequence[shard_pb2.DocumentVersion],
-    reply: encoder_pb2.EncodeDocumentsResponse,
-    kind: common_pb2.CollectionKind.ValueType,
-) -> list[Rows]:
-    vectors: Rows = matrix_from_message(reply.vectors)
-    late = kind == common_pb2.COLLECTION_KIND_COLBERT
-    if late:
-        vectors = vectors.astype(np.float16)
-    counts = list(reply.row_counts) if late else [1] * len(reply.span_starts)
-    starts = np.concatenate([[0], np.cumsum(counts)]).astype(int).tolist()
-    rows: list[Rows] = []
-    at = 0
-    for version, passages in zip(versions, reply.passage_counts, strict=True):
-        mine = slice(at, at + passages)
-        at += passages
-        version.passage_count = passages
-        version.span_starts[:] = reply.span_starts[mine]
-        version.span_ends[:] = reply.span_ends[mine]
-        version.row_counts[:] = counts[mine] if late else ()
-        rows.append(vectors[starts[mine.start] : starts[mine.stop]])
-    return rows

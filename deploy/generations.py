@@ -20,7 +20,9 @@ from deploy.core.build import LEAST_TOKENS, GenerationPhase, training_due
 from deploy.reconciler import Reconciler
 from deploy.records import Record, next_record
 from deploy.shards import GenerationShards
+from deploy.store import Superseded
 from deploy.training import calibrate, train_codec
+from shard_service.codecs import drop_codecs
 from shoal.errors import ShoalError, StaleTopology
 from shoal.rpc.common.v1 import common_pb2
 from shoal.rpc.shard.v1 import shard_pb2
@@ -34,20 +36,8 @@ _CLOSE = 64
 _PASSES = 20
 """Copies of what changed before writes are stopped whatever is left."""
 _RETRY_S = 1.0
+_ADMIT_TIMEOUT_S = 5.0
 _OPEN_TIMEOUT_S = 3_600.0
-
-
-@dataclass(slots=True)
-class Progress:
-    """How far a build is.
-
-    Attributes:
-        copied: documents copied or removed by this controller.
-        detail: why it does not get on; empty when nothing is wrong.
-    """
-
-    copied: int = 0
-    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +68,13 @@ class Generations:
         self._loop, self._storage = loop, storage
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._quiet: dict[str, _Quiet] = {}
+        self._uuids: set[str] | None = None
         self.turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         """By collection: held by whoever changes which writes its generations take."""
         self.given_up: dict[str, GivenUp] = {}
         """By collection, the last build if it was given up."""
-        self.progress: dict[str, Progress] = {}
-        """Of builds, by the names of their records."""
+        self.details: dict[str, str] = {}
+        """Why builds do not get on, by the names of their records."""
 
     async def run(self) -> None:
         """Works until cancelled."""
@@ -92,10 +83,22 @@ class Generations:
                 for record in list(self._loop.store.collections.values()):
                     if record.collection.phase is GenerationPhase.SERVING:
                         await self._look(record)
+                await self._drop_codecs()
                 await asyncio.sleep(_LOOK_S)
         finally:
             for task in self._tasks.values():
                 task.cancel()
+
+    async def _drop_codecs(self) -> None:
+        """Codecs go with the last generation of their collection."""
+        store = self._loop.store
+        uuids = {
+            record.collection.uuid
+            for record in (*store.collections.values(), *store.drops.values())
+        }
+        if uuids != self._uuids:
+            await asyncio.to_thread(drop_codecs, uuids, self._storage)
+            self._uuids = uuids
 
     def others(self, name: str) -> list[Record]:
         """A collection's generations that do not serve, ascending by number."""
@@ -132,8 +135,7 @@ class Generations:
         if task is not None and not task.done():
             return
         if task is not None and not task.cancelled():
-            # What a build does not expect ends the controller: the next one reads the catalog.
-            task.result()
+            task.result()  # raises Superseded, which ends this controller
         if following is not None:
             self.given_up.pop(name, None)
             build = self._build(name, following.collection.name)
@@ -207,28 +209,42 @@ class Generations:
         for number, ref in enumerate(record.collection.refs()):
             status = self._loop.statuses.get(ref)
             if status is not None and status.writers != wanted:
-                await shards.call(number, "SetWriters", shard_pb2.SetWritersRequest(writers=wanted))
+                request = shard_pb2.SetWritersRequest(writers=wanted)
+                await shards.call(number, "SetWriters", request, _ADMIT_TIMEOUT_S)
                 status.writers = wanted
 
     # --- building ---------------------------------------------------------
 
     async def _build(self, name: str, following: str) -> None:
         """Goes on until the generation serves, or can never."""
-        progress = self.progress.setdefault(following, Progress())
-        while following in self._loop.store.collections:
-            try:
-                await self._advance(name, following, progress)
-                return
-            except ShoalError as error:
-                progress.detail = short(error)
-                logger.warning("event=build_failed generation=%s why=%s", following, short(error))
-                if error.caller_fault:
-                    dropped = await self._loop.store.drop(following)
-                    self.given_up[name] = GivenUp(dropped.collection.generation, short(error))
+        try:
+            while following in self._loop.store.collections:
+                try:
+                    await self._advance(name, following)
                     return
-            await asyncio.sleep(_RETRY_S)
+                except ShoalError as error:
+                    self.details[following] = short(error)
+                    logger.warning("event=build_failed name=%s why=%s", following, short(error))
+                    if error.caller_fault:
+                        await self._give_up(name, following, short(error))
+                        return
+                except Superseded:
+                    raise
+                except Exception:
+                    # A build must not take the controller along, which does much else.
+                    self.details[following] = "building failed; the controller's log says why"
+                    logger.exception("event=build_failed name=%s", following)
+                await asyncio.sleep(_RETRY_S)
+        finally:
+            self.details.pop(following, None)
 
-    async def _advance(self, name: str, following: str, progress: Progress) -> None:
+    async def _give_up(self, name: str, following: str, why: str) -> None:
+        record = self._loop.store.collections.get(following)
+        if record is not None:
+            self.given_up[name] = GivenUp(record.collection.generation, why)
+            await self._loop.store.drop(following)
+
+    async def _advance(self, name: str, following: str) -> None:
         source = GenerationShards(self._loop, name)
         target = GenerationShards(self._loop, following)
         if target.record.collection.phase is GenerationPhase.TRAINING:
@@ -238,22 +254,18 @@ class Generations:
         if not await self._loop.until(lambda: target.open() and source.open(), _OPEN_TIMEOUT_S):
             raise StaleTopology(f"the shards of {following} do not open")
 
-        def copied(count: int) -> None:
-            progress.copied += count
-
-        copier = Copier(source, target, copied)
+        copier = Copier(source, target)
         for _ in range(_PASSES):
             if await copier.once() <= _CLOSE:
                 break
         if target.record.settings.late.codec:
             await self._calibrate(source, target)
         await self._flip(source, target, copier)
-        progress.detail = ""
 
     async def _train(self, source: GenerationShards, target: GenerationShards) -> None:
         settings = common_pb2.CollectionSettings()
         settings.CopyFrom(target.record.settings)
-        settings.late.codec = await train_codec(source, settings, self._storage)
+        settings.late.codec = await train_codec(source, target.record, self._storage)
         store = self._loop.store
         record = target.record.with_settings(settings).as_phase(GenerationPhase.COPYING)
         store.collections[target.name] = record

@@ -11,11 +11,12 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from deploy.copying import ENCODED, encode_documents
 from deploy.core.effort import PROBES, levels
+from deploy.records import Record
 from deploy.shards import GenerationShards, encoder_address
+from router.topology import collection_from_message
 from shard_service.codecs import write_codec
 from shard_service.indexes.codec import SAMPLE_TOKENS, spaced, spacing, train
 from shoal.ids import sample_rank
@@ -25,7 +26,7 @@ from shoal.rpc.encoder.v1 import encoder_pb2
 from shoal.rpc.shard.v1 import shard_pb2
 from shoal.storage.directory import Storage
 from shoal.types import Float32Matrix
-from shoal.wire.arrays import matrix_from_message, matrix_to_message
+from shoal.wire.arrays import matrix_from_message, matrix_to_message, split_ids
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ _QUESTION_WORDS = 4
 """A sentence of fewer words is no question."""
 _OWN_TOKENS = 16
 """Tokens of a document that make a question where there is no text."""
+_ENCODE_TIMEOUT_S = 120.0
 _BEST = 10
 _DEEPEST = 4_096
 """Documents by centroid score among which the best ones are looked for."""
@@ -87,9 +89,7 @@ async def _of_shard(shards: GenerationShards, number: int) -> AsyncIterator[Samp
         after = page.documents[-1].id if page.documents else after
 
 
-async def train_codec(
-    shards: GenerationShards, settings: common_pb2.CollectionSettings, storage: Storage
-) -> str:
+async def train_codec(shards: GenerationShards, target: Record, storage: Storage) -> str:
     """Trains a codec on a generation's sample and stores it; gives its name.
 
     The same documents and vectors give the same codec, in whatever order they came and
@@ -97,17 +97,17 @@ async def train_codec(
 
     Args:
         shards: of the generation that serves.
-        settings: of the one that is to have the codec.
+        target: the one that is to have the codec.
         storage: where it is kept.
 
     Raises:
         InvalidRequest: there are neither vectors nor texts to train on.
     """
-    code_bytes = settings.late.code_bytes
+    code_bytes = target.settings.late.code_bytes
     every = await _spacing(shards)
     parts: list[Fixed] = []
     seen = 0
-    async for rows in _rows(shards, settings):
+    async for rows in _rows(shards, target):
         parts.append(spaced(rows, seen, every))
         seen += len(rows)
         if seen >= every * SAMPLE_TOKENS:
@@ -132,12 +132,10 @@ async def _spacing(shards: GenerationShards) -> int:
     return spacing(sum(status.tokens for status in await shards.statuses()))
 
 
-async def _rows(
-    shards: GenerationShards, settings: common_pb2.CollectionSettings
-) -> AsyncIterator[Fixed]:
+async def _rows(shards: GenerationShards, target: Record) -> AsyncIterator[Fixed]:
     """Vectors of the sample's documents, encoded anew where they are not kept."""
     current = shards.record.settings
-    if settings.fingerprint == current.fingerprint and not current.late.codec:
+    if target.settings.fingerprint == current.fingerprint and not current.late.codec:
         async for document in sampled(shards):
             yield document.rows
         return
@@ -145,20 +143,18 @@ async def _rows(
     async for document in sampled(shards):
         waiting.append(document)
         if len(waiting) == ENCODED:
-            yield await _encoded_documents(shards, settings, waiting)
+            yield await _encoded_documents(shards, target, waiting)
             waiting = []
     if waiting:
-        yield await _encoded_documents(shards, settings, waiting)
+        yield await _encoded_documents(shards, target, waiting)
 
 
 async def _encoded_documents(
-    shards: GenerationShards,
-    settings: common_pb2.CollectionSettings,
-    documents: Sequence[Sampled],
+    shards: GenerationShards, target: Record, documents: Sequence[Sampled]
 ) -> Fixed:
     texts = [common_pb2.Document(id=d.id, title=d.title, text=d.text) for d in documents]
-    reply = await encode_documents(shards.loop, settings, texts)
-    return to_fixed(matrix_from_message(reply.vectors).astype(np.float16))
+    found = await encode_documents(shards.loop, target, texts)
+    return to_fixed(np.concatenate([encoded.vectors for encoded in found]))
 
 
 async def calibrate(source: GenerationShards, target: GenerationShards) -> list[common_pb2.Effort]:
@@ -167,7 +163,7 @@ async def calibrate(source: GenerationShards, target: GenerationShards) -> list[
     Questions are sentences of documents behind the sample that trained the codec, encoded
     as questions; where there is no text, runs of their tokens.
     """
-    questions = await _questions(source)
+    questions = await _questions(source, target)
     statuses = await target.statuses()
     documents = sum(status.documents for status in statuses)
     tokens = sum(status.tokens for status in statuses)
@@ -184,7 +180,7 @@ async def calibrate(source: GenerationShards, target: GenerationShards) -> list[
     ]
 
 
-async def _questions(source: GenerationShards) -> list[Fixed]:
+async def _questions(source: GenerationShards, target: GenerationShards) -> list[Fixed]:
     """At most `_QUESTIONS` questions, from held-out documents first."""
     read = SAMPLE_TOKENS * await _spacing(source)
     seen = 0
@@ -203,8 +199,8 @@ async def _questions(source: GenerationShards) -> list[Fixed]:
         # A small collection is all sample: its last documents ask.
         if max(len(texts), len(rows)) < _QUESTIONS:
             _add(document, texts, rows)
-    if source.record.settings.fingerprint and texts:
-        return await _encoded(source, texts)
+    if target.record.settings.fingerprint:
+        return await _encoded(target, texts) if texts else []
     return rows
 
 
@@ -221,13 +217,16 @@ def _add(document: Sampled, texts: list[str], rows: list[Fixed]) -> None:
         rows.append(to_fixed(unit_rows((middle / ONE).astype(np.float32))))
 
 
-async def _encoded(source: GenerationShards, texts: Sequence[str]) -> list[Fixed]:
-    settings = source.record.settings
+async def _encoded(target: GenerationShards, texts: Sequence[str]) -> list[Fixed]:
+    collection = collection_from_message(target.record.to_message())
     request = encoder_pb2.EncodeQueriesRequest(
-        fingerprint=settings.fingerprint, texts=texts, allow_truncation=[True] * len(texts)
+        fingerprint=collection.fingerprint,
+        texts=texts,
+        allow_truncation=[True] * len(texts),
+        dim=collection.encoder_dim,
     )
-    address = encoder_address(source.loop.fleet, settings.fingerprint)
-    reply = await source.loop.calls.encoder(address, "EncodeQueries", request, 120.0)
+    address = encoder_address(target.loop.fleet, collection.fingerprint)
+    reply = await target.loop.calls.encoder(address, "EncodeQueries", request, _ENCODE_TIMEOUT_S)
     vectors = matrix_from_message(reply.vectors)
     parts = np.split(vectors, np.cumsum(reply.row_counts)[:-1])
     return [to_fixed(unit_rows(part)) for part in parts if len(part)]
@@ -251,7 +250,7 @@ async def _ranks(
                 refined=[refined],
             )
             reply = await target.call(shard, "Search", request)
-            ids = _ids(reply)
+            ids = split_ids(reply.ids, np.frombuffer(reply.id_lengths, "<u4"))
             scores = np.frombuffer(reply.scores, "<f8").tolist()
             if refined:
                 coarse = np.frombuffer(reply.centroid_scores, "<f8").tolist()
@@ -260,9 +259,3 @@ async def _ranks(
                 best += zip((-score for score in scores), ids, strict=True)
     order = {key: rank for rank, (_, key) in enumerate(sorted(found))}
     return [order.get(key, documents) for _, key in sorted(best)[:_BEST]]
-
-
-def _ids(reply: shard_pb2.SearchResponse) -> list[bytes]:
-    lengths: NDArray[np.uint32] = np.frombuffer(reply.id_lengths, "<u4")
-    ends = np.cumsum(lengths, dtype=np.int64).tolist()
-    return [reply.ids[a:b] for a, b in zip([0, *ends], ends, strict=False)]

@@ -22,6 +22,7 @@ from shoal.errors import (
 )
 from shoal.rpc.common.v1 import common_pb2
 from shoal.rpc.encoder.v1 import encoder_pb2
+from shoal.rpc.shard.v1 import shard_pb2
 from shoal.types import Kind
 from shoal.wire.arrays import vectors_from_message
 
@@ -47,6 +48,17 @@ class EncodedDocument:
     starts: Sequence[int]
     ends: Sequence[int]
     truncated: bool
+
+    def version(self, document: common_pb2.Document, digest: bytes) -> shard_pb2.DocumentVersion:
+        """The document as it is written to a shard, with its vectors in the message's matrix."""
+        return shard_pb2.DocumentVersion(
+            document=document,
+            digest=digest,
+            passage_count=self.passages,
+            span_starts=self.starts,
+            span_ends=self.ends,
+            row_counts=self.row_counts,
+        )
 
 
 class DocumentEncoder:
@@ -93,7 +105,7 @@ class DocumentEncoder:
         timeout_s: float,
     ) -> list[EncodedDocument | ShoalError]:
         response = await self.reply(collection, documents, request_id, timeout_s)
-        return _parse(collection, response, len(documents))
+        return encoded_documents(collection, response, len(documents))
 
     async def reply(
         self,
@@ -109,17 +121,8 @@ class DocumentEncoder:
         Raises:
             ShoalError: why there is none.
         """
-        request = encoder_pb2.EncodeDocumentsRequest(
-            request_id=request_id,
-            fingerprint=collection.fingerprint,
-            documents=[
-                encoder_pb2.DocumentText(title=each.title, text=each.text) for each in documents
-            ],
-            chunk_tokens=collection.chunk_tokens,
-            chunk_overlap=collection.chunk_overlap,
-            dim=collection.encoder_dim,
-            want_labels=want_labels,
-        )
+        request = encode_request(collection, documents)
+        request.request_id, request.want_labels = request_id, want_labels
         name = self._choose(collection.fingerprint)
         address = self._follower.current.addresses.get(name, "")
         self._outstanding[name] = self._outstanding.get(name, 0) + 1
@@ -143,9 +146,30 @@ class DocumentEncoder:
         return min(names, key=lambda name: self._outstanding.get(name, 0))
 
 
-def _parse(
+def encode_request(
+    collection: CollectionMap, documents: Sequence[common_pb2.Document]
+) -> encoder_pb2.EncodeDocumentsRequest:
+    """What an encoder is asked for documents of a collection."""
+    return encoder_pb2.EncodeDocumentsRequest(
+        fingerprint=collection.fingerprint,
+        documents=[
+            encoder_pb2.DocumentText(title=each.title, text=each.text) for each in documents
+        ],
+        chunk_tokens=collection.chunk_tokens,
+        chunk_overlap=collection.chunk_overlap,
+        dim=collection.encoder_dim,
+    )
+
+
+def encoded_documents(
     collection: CollectionMap, response: encoder_pb2.EncodeDocumentsResponse, documents: int
 ) -> list[EncodedDocument | ShoalError]:
+    """Per document its passages, or why it cannot be encoded, ever.
+
+    Raises:
+        EncoderUnavailable, InternalError: the reply is another model's, or does not fit.
+        ShoalError: it may be possible later.
+    """
     if response.fingerprint != collection.fingerprint:
         raise EncoderUnavailable("an encoder answered for another model")
     counts = list(response.passage_counts)

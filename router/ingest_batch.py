@@ -241,14 +241,7 @@ class BatchWriter:
             key=shard_key(self._collection, shard),
             fingerprint=self._collection.fingerprint,
             versions=[
-                shard_pb2.DocumentVersion(
-                    document=each.item.payload.document,
-                    digest=each.item.payload.digest,
-                    passage_count=each.encoded.passages,
-                    span_starts=each.encoded.starts,
-                    span_ends=each.encoded.ends,
-                    row_counts=each.encoded.row_counts,
-                )
+                each.encoded.version(each.item.payload.document, each.item.payload.digest)
                 for each in pending
             ],
             vectors=matrix_to_message(np.concatenate([each.encoded.vectors for each in pending])),

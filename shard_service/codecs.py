@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from shard_service.core.codec import Codec, from_bytes
 from shard_service.core.token_codec import ExactCodec, QuantisedCodec, TokenCodec
 from shard_service.spec import ShardSpec
@@ -32,6 +34,13 @@ def write_codec(codec: Codec, collection: str, storage: Storage) -> None:
     except BaseException:
         staging.discard()
         raise
+
+
+def drop_codecs(kept: Collection[str], storage: Storage) -> None:
+    """Deletes the codecs of all collections but these."""
+    for name in storage.blobs.names("codecs/"):
+        if name.split("/")[1] not in kept:
+            storage.blobs.delete(name)
 
 
 def read_codec(spec: ShardSpec, storage: Storage) -> TokenCodec:

@@ -157,7 +157,7 @@ def settle(wish: Wish, model: Model | None) -> Settled:
     return Settled(
         name=wish.name,
         kind=wish.kind,
-        similarity=wish.similarity or (model.similarity if model else Similarity.COSINE),
+        similarity=_similarity(wish, model),
         dim=dim,
         encoder=wish.encoder,
         fingerprint=model.fingerprint if model else "",
@@ -180,6 +180,13 @@ def check_code_bytes(code_bytes: int, dim: int) -> None:
             f"use {fitting or 'another dim'}",
             field="code_bytes",
         )
+
+
+def _similarity(wish: Wish, model: Model | None) -> Similarity:
+    if wish.kind is Kind.COLBERT or model is None:
+        # Token vectors are brought to length 1, whatever a card calls their product.
+        return wish.similarity or Similarity.COSINE
+    return wish.similarity or model.similarity
 
 
 def _check_kind(wish: Wish, model: Model) -> None:

@@ -61,7 +61,11 @@ def last_counted(parts: Sequence[LatePart], row: int, refined: int) -> tuple[flo
         for at in np.flatnonzero(part.rows == row).tolist():
             where = slice(ends[at] - int(part.hits.counts[at]), ends[at])
             scores = part.centroid_scores[where].tolist()
-            everything += zip((-score for score in scores), _ids(part.hits, where), strict=True)
+            everything += zip(
+                (-score for score in scores),
+                part.hits.split_ids(where.start, where.stop),
+                strict=True,
+            )
     if len(everything) < refined:
         return None
     score, key = sorted(everything)[refined - 1]
@@ -102,7 +106,7 @@ def _cut(
     for number, where in slices:
         mine = parts[number].centroid_scores[where]
         kept[number][where] = mine > least
-        ids = _ids(parts[number].hits, where)
+        ids = parts[number].hits.split_ids(where.start, where.stop)
         tied += [
             (ids[at], number, where.start + at) for at in np.flatnonzero(mine == least).tolist()
         ]
@@ -111,15 +115,8 @@ def _cut(
         kept[number][at] = True
 
 
-def _ids(hits: Hits, where: slice) -> list[bytes]:
-    begin = int(hits.id_lengths[: where.start].sum())
-    ends = begin + np.cumsum(hits.id_lengths[where], dtype=np.int64)
-    starts = ends - hits.id_lengths[where]
-    return [hits.ids[a:b] for a, b in zip(starts.tolist(), ends.tolist(), strict=True)]
-
-
 def _filtered(hits: Hits, kept: NDArray[np.bool_]) -> Hits:
-    ids = _ids(hits, slice(0, len(hits.id_lengths)))
+    ids = hits.split_ids(0, len(hits.id_lengths))
     queries = np.repeat(np.arange(len(hits.counts)), hits.counts)
     return Hits(
         counts=np.bincount(queries[kept], minlength=len(hits.counts)).astype(np.int64),

@@ -31,6 +31,12 @@ class Hits:
     sequences: NDArray[np.uint64]
     passages: NDArray[np.uint32]
 
+    def split_ids(self, begin: int, end: int) -> list[bytes]:
+        """Ids of the hits `begin` to `end`."""
+        at = int(self.id_lengths[:begin].sum())
+        ends = (at + np.cumsum(self.id_lengths[begin:end], dtype=np.int64)).tolist()
+        return [self.ids[a:b] for a, b in itertools.pairwise([at, *ends])]
+
 
 @dataclass(frozen=True, slots=True)
 class Part:
@@ -64,7 +70,4 @@ class Merged:
 
     def ids(self, row: int) -> list[bytes]:
         """Ids of one query's hits, best first."""
-        begin, end = int(self.offsets[row]), int(self.offsets[row + 1])
-        at = int(self.hits.id_lengths[:begin].sum())
-        ends = (at + np.cumsum(self.hits.id_lengths[begin:end], dtype=np.int64)).tolist()
-        return [self.hits.ids[a:b] for a, b in itertools.pairwise([at, *ends])]
+        return self.hits.split_ids(int(self.offsets[row]), int(self.offsets[row + 1]))

@@ -69,7 +69,7 @@ def test_colbert_wants_an_encoder_of_token_vectors() -> None:
     with pytest.raises(InvalidRequest, match="one vector per text"):
         settle(wish, MODEL)
     model = dataclasses.replace(
-        MODEL, token_vectors=True, dim=96, card_json="", similarity=Similarity.COSINE
+        MODEL, token_vectors=True, dim=96, card_json="", similarity=Similarity.DOT
     )
     settled = settle(wish, model)
     assert (settled.encoder, settled.dim, settled.code_bytes, settled.train_at) == (
@@ -79,6 +79,7 @@ def test_colbert_wants_an_encoder_of_token_vectors() -> None:
         2_000_000,
     )
     assert (settled.chunk_tokens, settled.chunk_overlap) == (256, 32)
+    assert settled.similarity is Similarity.COSINE
 
 
 def test_code_bytes_divide_the_columns() -> None:
