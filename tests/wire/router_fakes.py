@@ -23,11 +23,11 @@ from shoal.rpc.router.v1 import router_pb2
 from shoal.rpc.router.v1.router_pb2_grpc import AdminServiceStub, SearchServiceStub
 from shoal.rpc.shard.v1 import shard_pb2
 from shoal.settings import Limits
-from shoal.storage.ports import Versioned
 from shoal.wire.arrays import matrix_from_message, matrix_to_message, pack_column
 from shoal.wire.channels import channel_options
 from shoal.wire.errors import to_status
 from shoal.wire.server import GrpcServer
+from tests.wire.memory_catalog import MemoryCatalog
 
 DIM = 8
 FINGERPRINT = "f" * 64
@@ -40,31 +40,6 @@ async def eventually(condition: Callable[[], bool], timeout_s: float = 10.0) -> 
     async with asyncio.timeout(timeout_s):
         while not condition():
             await asyncio.sleep(0.002)
-
-
-class MemoryCatalog:
-    """A catalog that lives as long as the test."""
-
-    def __init__(self) -> None:
-        self.values: dict[str, Versioned] = {}
-
-    def get(self, key: str) -> Versioned:
-        return self.values.get(key, Versioned(0, b""))
-
-    def set(self, key: str, value: bytes) -> None:
-        self.values[key] = Versioned(self.get(key).version + 1, value)
-
-    def put(self, key: str, value: bytes, expected_version: int) -> int | None:
-        if self.get(key).version != expected_version:
-            return None
-        self.set(key, value)
-        return expected_version + 1
-
-    def delete(self, key: str) -> None:
-        self.values.pop(key, None)
-
-    def keys(self, prefix: str) -> list[str]:
-        return sorted(key for key in self.values if key.startswith(prefix))
 
 
 @dataclass

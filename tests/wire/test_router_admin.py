@@ -134,6 +134,8 @@ async def test_a_controller_that_moved_is_found_again() -> None:
         world.announce()
         await world.controller.publish(world.topology("papers", "other", version=20))
         await eventually(lambda: world.cluster.router._follower.current.version == 20)
+        status = await world.cluster.admin.GetStatus(router_pb2.GetStatusRequest())
+        assert status.controller_reachable
 
 
 async def test_an_older_topology_changes_nothing() -> None:

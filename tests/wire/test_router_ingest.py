@@ -336,6 +336,7 @@ async def test_a_client_that_leaves_stops_its_work() -> None:
         await eventually(lambda: sum(server.write.active for server in cluster.servers) == 1)
         stream.call.cancel()
         await eventually(lambda: sum(server.write.active for server in cluster.servers) == 0)
+        assert not stored(cluster)
 
 
 async def test_positions_let_one_read_ones_own_writes() -> None:

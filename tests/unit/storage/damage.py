@@ -2,7 +2,9 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
+from shoal.storage.log import DirectoryLogs
 from shoal.storage.ports import Log
 from shoal.types import ShardRef
 
@@ -28,3 +30,15 @@ def flip(path: Path, offset: int, mask: int = 0xFF) -> None:
 def crash(log: Log) -> None:
     """Lets a writer's lock go as its process's death would, without a marker."""
     os.close(log._held)  # type: ignore[attr-defined]
+
+
+def contents(opened: Any, after: int = 0) -> dict[int, bytes]:
+    return {entry.sequence: entry.payload for entry in opened.entries(after)}
+
+
+def write(logs: DirectoryLogs, batches: list[list[bytes]], epoch: int = 1) -> None:
+    """Acknowledges the batches, then closes the log."""
+    opened = logs.open(SHARD, epoch)
+    for batch in batches:
+        opened.append(batch)
+    opened.close()
