@@ -41,7 +41,8 @@ clean:
 BENCH_VENV := .bench-venv
 BENCH_DATA ?= ../shared/data
 
-.PHONY: bench-peers bench-single bench-quality bench-ingest bench-encoder bench-tokens bench-maxsim
+.PHONY: bench-peers bench-single bench-quality bench-ingest bench-encoder bench-tokens bench-maxsim \
+	bench-colbert
 
 bench-peers: $(BENCH_VENV)/.installed
 
@@ -71,3 +72,6 @@ bench-tokens: install
 
 bench-maxsim: install
 	$(BIN)/python -m bench.maxsim
+
+bench-colbert: install
+	$(BIN)/python -m bench.colbert --data $(BENCH_DATA)
