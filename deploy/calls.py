@@ -12,6 +12,7 @@ from deploy.core.build import GenerationPhase
 from deploy.records import Record, key_to_message
 from shoal.errors import ClusterUnreachable, ShoalError
 from shoal.rpc.encoder.v1 import encoder_pb2, encoder_pb2_grpc
+from shoal.rpc.router.v1 import router_pb2, router_pb2_grpc
 from shoal.rpc.shard.v1 import shard_pb2, shard_pb2_grpc
 from shoal.types import ShardRef
 from shoal.wire.channels import channel_options
@@ -81,6 +82,12 @@ class Calls:
         """Calls a method of a shard server by its name."""
         stub = shard_pb2_grpc.ShardServiceStub(self._channel(address))
         return await _ask(getattr(stub, method)(request, timeout=timeout_s))
+
+    async def open_ingests(self, address: str, timeout_s: float) -> dict[str, int]:
+        """Ingest streams that are open at a router, by collection."""
+        stub = router_pb2_grpc.AdminServiceStub(self._channel(address))
+        request = router_pb2.GetStatusRequest(router_only=True)
+        return dict((await _ask(stub.GetStatus(request, timeout=timeout_s))).open_ingests)
 
     async def shard_statuses(
         self, address: str, timeout_s: float

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from deploy.calls import WRITERS, short
 from deploy.copying import Copier
 from deploy.core.build import LEAST_TOKENS, GenerationPhase, training_due
+from deploy.core.state import Role
 from deploy.reconciler import Reconciler
 from deploy.records import Record, next_record
 from deploy.shards import GenerationShards
@@ -154,7 +155,7 @@ class Generations:
                 await self._admit(each)
         except ShoalError as error:
             logger.info("event=admit_failed collection=%s why=%s", name, short(error))
-        if self._trains(record):
+        if await self._trains(record):
             await self.begin(record, record.settings, len(record.collection.shards))
 
     async def begin(
@@ -185,7 +186,7 @@ class Generations:
         refs = record.collection.refs()
         return sum(self._loop.statuses[ref].tokens for ref in refs if ref in self._loop.statuses)
 
-    def _trains(self, record: Record) -> bool:
+    async def _trains(self, record: Record) -> bool:
         """A collection of kind colbert is to leave fixed point."""
         settings, collection = record.settings, record.collection
         if settings.kind != common_pb2.COLLECTION_KIND_COLBERT or settings.late.codec:
@@ -200,7 +201,27 @@ class Generations:
         if known.positions != positions:
             self._quiet[collection.identity] = known = _Quiet(positions)
         quiet = time.monotonic() - known.since_s >= self._loop.settings.train_quiet_s
-        return training_due(self._tokens(record), settings.late.train_at, quiet=quiet)
+        tokens, train_at = self._tokens(record), settings.late.train_at
+        if not training_due(tokens, train_at, quiet=quiet):
+            return False
+        return training_due(tokens, train_at, quiet=not await self._ingested(settings.name))
+
+    async def _ingested(self, name: str) -> bool:
+        """A stream of documents is open: while texts are encoded, nothing is written for long."""
+        for process in self._loop.fleet.views().values():
+            if process.role is not Role.ROUTER or not process.address:
+                continue
+            try:
+                open_ingests = await self._loop.calls.open_ingests(
+                    process.address, _ADMIT_TIMEOUT_S
+                )
+            except ShoalError as error:
+                # Its streams end with it, or it tells the next time.
+                logger.info("event=router_silent name=%s why=%s", process.name, short(error))
+                continue
+            if found.get(name):
+                return True
+        return False
 
     async def _admit(self, record: Record) -> None:
         """The shards take the writes that they should, also where a build ended in the middle."""

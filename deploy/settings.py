@@ -26,7 +26,7 @@ class ControllerSettings:
         create_timeout_s: time to create a collection for callers that set no
             deadline.
         train_quiet_s: a collection of kind colbert that was not written to for so
-            long gets its codec trained.
+            long, and is not being ingested, gets its codec trained.
         stop_grace_s: time for a process to end by itself.
     """
 

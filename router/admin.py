@@ -1,7 +1,7 @@
 """The AdminService: what changes the cluster goes to the controller."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
@@ -41,6 +41,7 @@ class AdminService:
         shards: calls to owners.
         checker: of requests.
         settings: time-outs.
+        open_ingests: streams open at this router by collection, as they are now.
     """
 
     def __init__(
@@ -50,8 +51,10 @@ class AdminService:
         shards: ShardCalls,
         checker: RequestChecker,
         settings: RouterSettings,
+        open_ingests: Mapping[str, int],
     ) -> None:
         self._follower = follower
+        self._open_ingests = open_ingests
         self._peers = peers
         self._shards = shards
         self._checker = checker
@@ -165,7 +168,10 @@ class AdminService:
             topology_version=message.version,
             limits=asdict(self._checker.limits),
             version=version("shoal"),
+            open_ingests={name: count for name, count in self._open_ingests.items() if count},
         )
+        if request.router_only:
+            return reply
         soon_ns = time.monotonic_ns() + int(_STATUS_TIMEOUT_S * 1e9)
         hasty = Clock(clock.arrived_ns, min(clock.deadline_ns, soon_ns))
         try:

@@ -2,7 +2,8 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from typing import Any, TypeAlias
 
 from router import metrics
@@ -57,6 +58,8 @@ class IngestHandler:
         self._encoder = encoder
         self._settings = settings
         self._admission = Admission("ingest_streams", settings.ingest_streams, retry_after_s=1.0)
+        self.open_streams: Counter[str] = Counter()
+        """By collection; those that had some may have 0."""
 
     async def ingest(
         self, requests: Requests, context: Context
@@ -64,15 +67,24 @@ class IngestHandler:
         """Handles `SearchService.Ingest`."""
         with metrics.counted("ingest"), self._admission.enter():
             stream = await self._open(requests)
-            yield router_pb2.IngestResponse(
-                started=router_pb2.IngestStarted(
-                    window_documents=self._settings.ingest_window_documents,
-                    window_bytes=self._settings.ingest_window_bytes,
+            with self._counted(stream.collection.name):
+                yield router_pb2.IngestResponse(
+                    started=router_pb2.IngestStarted(
+                        window_documents=self._settings.ingest_window_documents,
+                        window_bytes=self._settings.ingest_window_bytes,
+                    )
                 )
-            )
-            async with contextlib.aclosing(stream.answers(requests)) as answers:
-                async for response in answers:
-                    yield response
+                async with contextlib.aclosing(stream.answers(requests)) as answers:
+                    async for response in answers:
+                        yield response
+
+    @contextlib.contextmanager
+    def _counted(self, name: str) -> Iterator[None]:
+        self.open_streams[name] += 1
+        try:
+            yield
+        finally:
+            self.open_streams[name] -= 1
 
     async def _open(self, requests: Requests) -> "IngestStream":
         first = await anext(aiter(requests), None)
@@ -111,7 +123,7 @@ class IngestStream:
         settings: RouterSettings,
         limits: Limits,
     ) -> None:
-        self._collection = collection
+        self.collection = collection
         self._writer = writer
         self._limits = limits
         self._linger_s = settings.ingest_linger_ms / 1e3
@@ -216,7 +228,7 @@ class IngestStream:
         rejected = []
         for each in message.documents.documents:
             try:
-                self._planner.add(check_document(each, self._collection, self._limits))
+                self._planner.add(check_document(each, self.collection, self._limits))
             except ShoalError as error:
                 rejected.append(
                     router_pb2.IngestAcknowledgement(
@@ -262,7 +274,7 @@ class IngestStream:
             router_pb2.IngestResponse(
                 acknowledgements=router_pb2.IngestAcknowledgements(
                     acknowledgements=acknowledgements,
-                    position=encode_position(*self._collection.lane, self._positions),
+                    position=encode_position(*self.collection.lane, self._positions),
                 )
             )
         )

@@ -46,6 +46,8 @@ Asking: TypeAlias = (
 )
 REQUEST_ID_BYTES_MAX = 64
 DEFAULT_TOP_K = 10
+CALIBRATED_FOR = 10
+"""Documents of the answers for which efforts are calibrated."""
 _EFFORTS = frozenset({"", "low", "normal", "high", EXHAUSTIVE})
 _FIELDS: dict[int, shard_pb2.Field.ValueType] = {
     router_pb2.FIELD_TITLE: shard_pb2.FIELD_TITLE,
@@ -84,7 +86,7 @@ class Plan:
         allow_truncation: an over-long question may be cut.
         after: per shard, the sequence number to have applied; None asks for none.
         clock: time.
-        effort: kind colbert: how hard to look.
+        how: kind colbert: the name of an effort.
     """
 
     collection: CollectionMap
@@ -95,7 +97,15 @@ class Plan:
     allow_truncation: bool
     after: tuple[int, ...] | None
     clock: Clock
-    effort: Effort
+    how: str
+
+    @property
+    def effort(self) -> Effort:
+        """How hard to look in the generation that is asked."""
+        effort = self.collection.efforts.get(self.how, Effort())
+        # Calibrated for the best 10: deeper hits lie deeper by centroids too.
+        times = max(1, -(-self.top_k // CALIBRATED_FOR))
+        return Effort(effort.probes, effort.refined * times)
 
 
 class RequestChecker:
@@ -159,16 +169,17 @@ class RequestChecker:
             raise InvalidRequest("fields holds an unknown part", field="options.fields")
         if options.fingerprint and options.fingerprint != collection.fingerprint:
             raise fingerprint_mismatch(options.fingerprint, collection)
+        top_k = self._top_k(options.top_k)
         return Plan(
             collection=collection,
             request_id=self.request_id(request.request_id),
-            top_k=self._top_k(options.top_k),
+            top_k=top_k,
             min_coverage=_min_coverage(options),
             fields=tuple(_FIELDS[field] for field in sorted(set(options.fields))),
             allow_truncation=options.allow_truncation,
             after=decode_position(options.after, collection),
             clock=clock,
-            effort=_effort(options.effort, collection),
+            how=_how(options.effort, collection),
         )
 
     def _top_k(self, given: int) -> int:
@@ -292,14 +303,14 @@ def _min_coverage(options: router_pb2.SearchOptions) -> float:
     return options.min_coverage
 
 
-def _effort(name: str, collection: CollectionMap) -> Effort:
+def _how(name: str, collection: CollectionMap) -> str:
     if collection.kind is Kind.SINGLE:
         if name:
             raise InvalidRequest("only kind colbert has efforts", field="options.effort")
-        return Effort()
+        return ""
     if name not in _EFFORTS:
         raise InvalidRequest(
             f"there is no effort {name[:40]!r}: use low, normal, high or {EXHAUSTIVE}",
             field="options.effort",
         )
-    return collection.efforts.get(name or "normal", Effort())
+    return name or "normal"

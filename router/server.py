@@ -101,7 +101,9 @@ class RouterServer:
         )
         documents = DocumentHandlers(self._follower, checker, calls, admission)
         ingest = IngestHandler(self._follower, checker, calls, encoder, self._settings)
-        admin = AdminService(self._follower, self._peers, calls, checker, self._settings)
+        admin = AdminService(
+            self._follower, self._peers, calls, checker, self._settings, ingest.open_streams
+        )
         services = router_pb2.DESCRIPTOR.services_by_name
         self._grpc.add(
             services["SearchService"],

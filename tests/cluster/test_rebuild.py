@@ -262,6 +262,41 @@ def matrices(begin: int, end: int, version: int = 0) -> Iterator[dict[str, objec
         }
 
 
+def test_no_codec_is_trained_while_documents_come_in(tmp_path: Path) -> None:
+    """Encoding can leave long gaps between writes: an open stream is no quiet."""
+    reading, go = threading.Event(), threading.Event()
+    options = ("--no-ray", "--encoders", "0", "--shards", "2")
+    quiet = {"SHOAL_CONTROLLER_TRAIN_QUIET_S": "0.1"}
+    with cluster(tmp_path, *options, **quiet) as running, running.connect() as client:
+        client.create_collection("tokens", "colbert", encoder="none", dim=DIM)
+
+        def slow() -> Iterator[dict[str, object]]:
+            yield from matrices(0, 1_000)
+            reading.set()
+            go.wait()
+            yield from matrices(1_000, 1_010)
+
+        stream = threading.Thread(target=client.ingest, args=("tokens", slow()))
+        stream.start()
+        reading.wait()
+        # All that was read is stored, and the controller has looked often since.
+        wait_for(lambda: tokens_of(client) >= 59_000)
+        looks = itertools.count()
+        wait_for(lambda: next(looks) > 60)
+        assert generation(client, "tokens") == 1
+        assert phases(client, "tokens") == set()
+        go.set()
+        stream.join()
+        wait_for(served(running, "tokens", 2), timeout_s=120)
+        seen = next(each for each in client.status().collections if each.name == "tokens")
+        assert seen.generations[0].documents == 1_010
+
+
+def tokens_of(client: shoal.Client) -> int:
+    seen = next(each for each in client.status().collections if each.name == "tokens")
+    return sum(shard.tokens for shard in seen.shards)
+
+
 def test_a_codec_is_trained_and_replaces_fixed_point_under_traffic(running: Cluster) -> None:
     question = next(matrices(5, 6))["vector"]
     assert isinstance(question, np.ndarray)

@@ -1,5 +1,6 @@
 """Coverage, positions, the query cache, admission, the ingest planner."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ from router.core.cache import CacheEntry, CacheKey, QueryCache
 from router.core.coverage import coverage_of, shortfall
 from router.core.ingest import Batch, IngestOptions, IngestPlanner, Item, stored_already
 from router.core.position import decode_position, encode_position
-from router.core.topology import CollectionMap, TopologyMap, newer
+from router.core.topology import CollectionMap, Effort, TopologyMap, newer
+from router.requests import Clock, Plan
 from shoal.errors import (
     DeadlineExceeded,
     InsufficientCoverage,
@@ -287,3 +289,27 @@ def test_after_an_unknown_write_the_last_version_decides() -> None:
     items = [item("a"), item("b"), item("a")]
     assert stored_already(items, [False, False, True]) == {b"a"}
     assert stored_already(items, [True, True, False]) == {b"b"}
+
+
+# --- efforts ----------------------------------------------------------------
+
+
+def test_an_effort_is_the_serving_generations_and_grows_with_what_is_wanted() -> None:
+    coded = replace(serving(2), kind=Kind.COLBERT, efforts={"normal": Effort(16, 100)})
+    plan = Plan(
+        collection=coded,
+        request_id="r",
+        top_k=10,
+        min_coverage=1.0,
+        fields=(),
+        allow_truncation=False,
+        after=None,
+        clock=Clock(0, 1),
+        how="normal",
+    )
+    assert plan.effort == Effort(16, 100)
+    assert replace(plan, top_k=3).effort == Effort(16, 100)
+    assert replace(plan, top_k=95).effort == Effort(16, 1_000)
+    assert replace(plan, how="exhaustive").effort == Effort(0, 0)
+    # Gone back to a generation without centroids while the question was under way.
+    assert replace(plan, collection=replace(coded, efforts={})).effort == Effort(0, 0)
