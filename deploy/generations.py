@@ -212,9 +212,7 @@ class Generations:
             if process.role is not Role.ROUTER or not process.address:
                 continue
             try:
-                open_ingests = await self._loop.calls.open_ingests(
-                    process.address, _ADMIT_TIMEOUT_S
-                )
+                found = await self._loop.calls.open_ingests(process.address, _ADMIT_TIMEOUT_S)
             except ShoalError as error:
                 # Its streams end with it, or it tells the next time.
                 logger.info("event=router_silent name=%s why=%s", process.name, short(error))
