@@ -102,25 +102,27 @@ def _cut(
     if len(scores) <= refined:
         return
     least = np.partition(scores, len(scores) - refined)[len(scores) - refined]
+    room = refined - int((scores > least).sum())
     tied: list[tuple[bytes, int, int]] = []
     for number, where in slices:
         mine = parts[number].centroid_scores[where]
-        kept[number][where] = mine > least
-        ids = parts[number].hits.split_ids(where.start, where.stop)
-        tied += [
-            (ids[at], number, where.start + at) for at in np.flatnonzero(mine == least).tolist()
-        ]
-    room = refined - int((scores > least).sum())
-    for _, number, at in sorted(tied)[:room]:
-        kept[number][at] = True
+        kept[number][where] = mine >= least
+        # Ids are read where a tie is cut alone.
+        if room < int((scores == least).sum()):
+            ids = parts[number].hits.split_ids(where.start, where.stop)
+            tied += [
+                (ids[at], number, where.start + at) for at in np.flatnonzero(mine == least).tolist()
+            ]
+    for _, number, at in sorted(tied)[room:]:
+        kept[number][at] = False
 
 
 def _filtered(hits: Hits, kept: NDArray[np.bool_]) -> Hits:
-    ids = hits.split_ids(0, len(hits.id_lengths))
+    ids = np.frombuffer(hits.ids, np.uint8)
     queries = np.repeat(np.arange(len(hits.counts)), hits.counts)
     return Hits(
         counts=np.bincount(queries[kept], minlength=len(hits.counts)).astype(np.int64),
-        ids=b"".join([ids[at] for at in np.flatnonzero(kept).tolist()]),
+        ids=ids[np.repeat(kept, hits.id_lengths)].tobytes(),
         id_lengths=hits.id_lengths[kept],
         scores=hits.scores[kept],
         sequences=hits.sequences[kept],

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -267,18 +268,18 @@ class _Batch:
         if count < len(scores):
             least = np.partition(scores, len(scores) - count)[len(scores) - count]
             places = np.flatnonzero(scores >= least)
-        keyed = [
-            (-score, self.sources[source].table.id(document), place)
-            for score, source, document, place in zip(
-                scores[places].tolist(),
-                scored.sources[places].tolist(),
-                scored.documents[places].tolist(),
-                places.tolist(),
-                strict=True,
-            )
-        ]
-        keyed.sort()
-        return np.array([place for _, _, place in keyed[:count]], dtype=np.int64)
+        order = places[np.argsort(-scores[places], kind="stable")]
+
+        def key(place: int) -> bytes:
+            source = self.sources[int(scored.sources[place])]
+            return source.table.id(int(scored.documents[place]))
+
+        # Ids are read where scores tie alone.
+        edges = [0, *(np.flatnonzero(np.diff(scores[order])) + 1).tolist(), len(order)]
+        for begin, end in pairwise(edges):
+            if end - begin > 1:
+                order[begin:end] = sorted(order[begin:end].tolist(), key=key)
+        return order[:count]
 
 
 def _fold(source: int, documents: Ints, rows: Ints, scores: Ints) -> _Scored:
@@ -297,8 +298,7 @@ def _fold(source: int, documents: Ints, rows: Ints, scores: Ints) -> _Scored:
     best = np.maximum.reduceat(scores, begins)
     # The first passage that reaches its document's best.
     at_best = np.flatnonzero(scores == np.repeat(best, rows))
-    owners = np.repeat(np.arange(len(documents)), rows)[at_best]
-    passages = at_best[np.unique(owners, return_index=True)[1]] - begins
+    passages = at_best[np.searchsorted(at_best, begins)] - begins
     kept = best > np.iinfo(np.int64).min
     return _Scored(
         np.full(int(kept.sum()), source, np.int64), documents[kept], best[kept], passages[kept]
@@ -306,19 +306,41 @@ def _fold(source: int, documents: Ints, rows: Ints, scores: Ints) -> _Scored:
 
 
 def _hits(sources: Sequence[TokenSource], found: Sequence[_Scored], unit: float) -> Hits:
-    ids: list[bytes] = []
-    sequences: list[int] = []
-    for part in found:
-        for source, document in zip(part.sources.tolist(), part.documents.tolist(), strict=True):
-            table = sources[source].table
-            ids.append(table.id(document))
-            sequences.append(int(table.sequences[document]))
     none = np.empty(0, np.int64)
+    owners = np.concatenate([none, *(part.sources for part in found)])
+    documents = np.concatenate([none, *(part.documents for part in found)])
+    ids, id_lengths = _ids(sources, owners, documents)
+    sequences = np.empty(len(documents), np.uint64)
+    for number, source in enumerate(sources):
+        mine = owners == number
+        sequences[mine] = source.table.sequences[documents[mine]]
     return Hits(
         counts=np.array([len(part.scores) for part in found], dtype=np.int64),
-        ids=b"".join(ids),
-        id_lengths=np.fromiter(map(len, ids), np.uint32, len(ids)),
+        ids=ids,
+        id_lengths=id_lengths.astype(np.uint32),
         scores=np.concatenate([none, *(part.scores for part in found)]) * unit,
-        sequences=np.array(sequences, dtype=np.uint64),
+        sequences=sequences,
         passages=np.concatenate([none, *(part.passages for part in found)]).astype(np.uint32),
     )
+
+
+def _ids(sources: Sequence[TokenSource], owners: Ints, documents: Ints) -> tuple[bytes, Ints]:
+    """Ids one after the other, and their lengths.
+
+    Args:
+        sources: the parts of the view.
+        owners: [n], the source of each document.
+        documents: [n], its number there.
+    """
+    lengths = np.empty(len(documents), np.int64)
+    begins = np.empty(len(documents), np.int64)
+    places = [np.flatnonzero(owners == number) for number in range(len(sources))]
+    for source, mine in zip(sources, places, strict=True):
+        begins[mine] = source.table.id_starts[documents[mine]]
+        lengths[mine] = source.table.id_starts[documents[mine] + 1] - begins[mine]
+    ends = np.cumsum(lengths)
+    ids = np.empty(int(lengths.sum()), np.uint8)
+    for source, mine in zip(sources, places, strict=True):
+        read = ranges(begins[mine], begins[mine] + lengths[mine])
+        ids[ranges(ends[mine] - lengths[mine], ends[mine])] = source.table.ids[read]
+    return ids.tobytes(), lengths

@@ -49,6 +49,7 @@ struct Loops {
   void (*max_block)(const int16_t*, const int16_t*, int64_t, int, int32_t*);
   void (*argmax_block)(const int16_t*, const int16_t*, int64_t, int, int, const int32_t*, int32_t*,
                        int32_t*);
+  void (*floor_block)(const int16_t*, int64_t, int64_t, int16_t*);
 };
 
 #define LANES_NAMESPACE baseline
@@ -173,6 +174,22 @@ py::array tables(const Array<int16_t>& vectors, const Array<int16_t>& rows, int6
     }
   }
   return Array<int16_t>({blocks, shape.groups, shape.count, int64_t{kLanes}}, out->data(), owner);
+}
+
+py::array floored(const Array<int16_t>& table, int64_t kept, const std::string& path) {
+  const Loops& loops = loops_of(path);
+  check(table.ndim() == 4 && table.shape(3) == kLanes, "a table is [blocks, groups, rows, 32]");
+  const int64_t blocks = table.shape(0), groups = table.shape(1), count = table.shape(2);
+  check(0 < kept && kept <= count, "between 1 and all rows are kept");
+  auto* out = new Aligned(table.size());
+  const py::capsule owner(out, [](void* made) { delete static_cast<Aligned*>(made); });
+  const int16_t* data = table.data();
+  {
+    py::gil_scoped_release release;
+    for (int64_t b = 0; b < blocks * groups; ++b)
+      loops.floor_block(data + b * count * kLanes, count, kept, out->data() + b * count * kLanes);
+  }
+  return Array<int16_t>({blocks, groups, count, int64_t{kLanes}}, out->data(), owner);
 }
 
 py::array nearest(const Array<int16_t>& vectors, const Array<int16_t>& rows,
@@ -358,6 +375,7 @@ void bind_maxsim(py::module_& module) {
   module.def("maxsim_paths", &supported_paths);
   module.def("tables", &tables, py::arg("vectors").noconvert(), py::arg("rows").noconvert(),
              py::arg("factor"), py::arg("path"));
+  module.def("floored", &floored, py::arg("table").noconvert(), py::arg("kept"), py::arg("path"));
   module.def("nearest", &nearest, py::arg("vectors").noconvert(), py::arg("rows").noconvert(),
              py::arg("path"));
   module.def("score_coded", &score_coded, py::arg("centroids").noconvert(),

@@ -56,6 +56,7 @@ __all__ = [
     "Matches",
     "RowRuns",
     "Tables",
+    "floored",
     "match_coded",
     "match_rows",
     "nearest",
@@ -86,6 +87,25 @@ def tables(
     if path == portable.NAME:
         return portable.tables(vectors, rows, factor)
     return _native.tables(vectors, rows, factor, path)
+
+
+def floored(table: NDArray[np.int16], kept: int, path: str = PATHS[0]) -> NDArray[np.int16]:
+    """A table in which every value below the `kept`-th greatest of its lane is raised to it.
+
+    Args:
+        table: [blocks, groups, count, 32] int16, C order, from `tables`.
+        kept: 1 to count.
+        path: one of `PATHS`.
+
+    Returns:
+        As `table`.
+
+    Raises:
+        ValueError: `kept` out of range, or a path that the processor lacks.
+    """
+    if path == portable.NAME:
+        return portable.floored(table, kept)
+    return _native.floored(table, kept, path)
 
 
 def nearest(

@@ -215,7 +215,51 @@ void argmax_block(const int16_t* block, const int16_t* rows, int64_t count, int 
   }
 }
 
-constexpr Loops kLoops{score_coded, match_coded, table_block, max_block, argmax_block};
+// --- the best of a table ---------------------------------------------------------
+
+// How many rows reach a value, in each lane.
+inline void count_reached(const int16_t* rows, int64_t count, const V16* value, int32_t* reached) {
+  std::memset(reached, 0, 32 * sizeof(int32_t));
+  for (int64_t begin = 0; begin < count; begin += 1 << 14) {
+    const int64_t end = std::min<int64_t>(count, begin + (1 << 14));
+    V16 sums[kParts16];
+    for (int p = 0; p < kParts16; ++p) sums[p] = V16{};
+    for (int64_t row = begin; row < end; ++row)
+      for (int p = 0; p < kParts16; ++p)
+        sums[p] -= (V16)(*(const V16*)(rows + row * 32 + p * kWidth16) >= value[p]);
+    int16_t lanes[32];
+    for (int p = 0; p < kParts16; ++p) *(V16*)(lanes + p * kWidth16) = sums[p];
+    for (int lane = 0; lane < 32; ++lane) reached[lane] += lanes[lane];
+  }
+}
+
+// Rows whose values below the `kept`-th greatest of their lane are raised to it.
+void floor_block(const int16_t* rows, int64_t count, int64_t kept, int16_t* out) {
+  // The greatest value that `kept` rows reach, bit by bit from the top.
+  int16_t least[32];
+  for (int lane = 0; lane < 32; ++lane) least[lane] = kLowest16;
+  for (int bit = 15; bit >= 0; --bit) {
+    int16_t tried[32];
+    for (int lane = 0; lane < 32; ++lane)
+      tried[lane] = static_cast<int16_t>(least[lane] + (1 << bit));
+    V16 value[kParts16];
+    for (int p = 0; p < kParts16; ++p) value[p] = *(const V16*)(tried + p * kWidth16);
+    int32_t reached[32];
+    count_reached(rows, count, value, reached);
+    for (int lane = 0; lane < 32; ++lane)
+      if (reached[lane] >= kept) least[lane] = tried[lane];
+  }
+  V16 floor[kParts16];
+  for (int p = 0; p < kParts16; ++p) floor[p] = *(const V16*)(least + p * kWidth16);
+  for (int64_t row = 0; row < count; ++row)
+    for (int p = 0; p < kParts16; ++p) {
+      const V16 value = *(const V16*)(rows + row * 32 + p * kWidth16);
+      *(V16*)(out + row * 32 + p * kWidth16) = value > floor[p] ? value : floor[p];
+    }
+}
+
+constexpr Loops kLoops{score_coded, match_coded,  table_block,
+                       max_block,   argmax_block, floor_block};
 
 }  // namespace LANES_NAMESPACE
 

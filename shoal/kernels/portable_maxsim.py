@@ -40,6 +40,16 @@ def tables(vectors: NDArray[np.int16], rows: NDArray[np.int16], factor: int) -> 
     return np.ascontiguousarray(split.transpose(2, 0, 1, 3))
 
 
+def floored(table: NDArray[np.int16], kept: int) -> NDArray[np.int16]:
+    """See `shoal.kernels.maxsim.floored`."""
+    count = table.shape[2]
+    if not 0 < kept <= count:
+        raise ValueError("between 1 and all rows are kept")
+    least = np.partition(table, count - kept, axis=2)[:, :, count - kept]
+    raised: NDArray[np.int16] = np.maximum(table, least[:, :, np.newaxis])
+    return raised
+
+
 def nearest(vectors: NDArray[np.int16], rows: NDArray[np.int16]) -> NDArray[np.uint16]:
     """See `shoal.kernels.maxsim.nearest`."""
     parts = _parts(vectors, rows)

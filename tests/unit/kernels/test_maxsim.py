@@ -16,6 +16,32 @@ compiled = pytest.mark.parametrize("path", maxsim.PATHS[:-1])
 LENGTHS = [1, 31, 32, 33, 100]
 
 
+@every_path
+@given(seed=st.integers(0, 2**32 - 1), count=st.integers(1, 80), data=st.data())
+def test_below_the_kept_values_counts_as_the_last_of_them(
+    path: str, seed: int, count: int, data: st.DataObject
+) -> None:
+    dice = np.random.default_rng(seed)
+    widest = data.draw(st.sampled_from([1, 3, 32_767]))
+    table = dice.integers(-widest - 1, widest, (2, 1, count, LANES), endpoint=True).astype(np.int16)
+    kept = data.draw(st.integers(1, count))
+    found = maxsim.floored(table, kept, path)
+    for block, lane in ((0, 0), (1, 31), (1, 5)):
+        values = table[block, 0, :, lane].tolist()
+        least = sorted(values, reverse=True)[kept - 1]
+        assert found[block, 0, :, lane].tolist() == [max(value, least) for value in values]
+    with pytest.raises(ValueError, match="rows are kept"):
+        maxsim.floored(table, count + 1, path)
+
+
+@compiled
+def test_a_table_of_65_536_rows_is_counted_without_overflow(path: str) -> None:
+    table = np.zeros((1, 1, 65_536, LANES), np.int16)
+    table[0, 0, :3] = 9
+    assert (maxsim.floored(table, 65_536, path) == table).all()
+    assert (maxsim.floored(table, 3, path) == 9).all()
+
+
 def blocks(count: int) -> int:
     return -(-count // LANES)
 
