@@ -353,4 +353,5 @@ class Administration:
         info.detail = info.detail or status.detail
         info.tokens, info.token_bytes = status.tokens, status.token_bytes
         info.codec = status.codec
+        info.new_tokens, info.far_tokens = status.new_tokens, status.far_tokens
         return info

@@ -176,7 +176,7 @@ async def encode_documents(
         address, "EncodeDocuments", encode_request(collection, documents), _ENCODE_TIMEOUT_S
     )
     found: list[EncodedDocument] = []
-    for encoded in encoded_documents(collection, reply, len(documents)):
+    for encoded in await asyncio.to_thread(encoded_documents, collection, reply, len(documents)):
         if isinstance(encoded, ShoalError):
             raise encoded
         found.append(encoded)

@@ -291,11 +291,9 @@ class Generations:
         await store.save(target.name)
 
     async def _calibrate(self, source: GenerationShards, target: GenerationShards) -> None:
-        efforts = await calibrate(source, target)
         settings = common_pb2.CollectionSettings()
         settings.CopyFrom(target.record.settings)
-        del settings.late.efforts[:]
-        settings.late.efforts.extend(efforts)
+        await calibrate(source, target, settings.late)
         store = self._loop.store
         store.collections[target.name] = target.record.with_settings(settings)
         await store.save(target.name)

@@ -142,6 +142,7 @@ def new_record(settled: Settled, uuid: bytes) -> Record:
     if settled.kind is Kind.COLBERT:
         settings.late.code_bytes = settled.code_bytes
         settings.late.train_at = settled.train_at
+        settings.late.pool_factor = settled.pool_factor
     return _record(settings, 1, (Placement(),) * settled.shards)
 
 
@@ -180,6 +181,7 @@ def wish_from_message(request: router_pb2.CreateCollectionRequest) -> Wish:
         shards=request.shards,
         code_bytes=request.code_bytes,
         train_at=request.train_at,
+        pool_factor=request.pool_factor,
     )
 
 
@@ -200,6 +202,7 @@ def rebuild_wish(record: Record, request: router_pb2.RebuildCollectionRequest) -
         shards=request.shards or len(record.collection.shards),
         code_bytes=request.code_bytes or settings.late.code_bytes,
         train_at=settings.late.train_at,
+        pool_factor=settings.late.pool_factor,
     )
 
 

@@ -9,11 +9,12 @@ import re
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
 from deploy.copying import ENCODED, encode_documents
-from deploy.core.effort import PROBES, levels
+from deploy.core.effort import PROBES, levels, scan_from
 from deploy.records import Record
 from deploy.shards import GenerationShards, encoder_address
 from router.topology import collection_from_message
@@ -35,8 +36,8 @@ _QUESTIONS = 128
 """Questions of a calibration."""
 _QUESTION_WORDS = 4
 """A sentence of fewer words is no question."""
-_OWN_TOKENS = 16
-"""Tokens of a document that make a question where there is no text."""
+_OWN_TOKENS = 8
+"""Tokens of a document that make half a question where there is no text."""
 _ENCODE_TIMEOUT_S = 120.0
 _BEST = 10
 _DEEPEST = 4_096
@@ -157,27 +158,43 @@ async def _encoded_documents(
     return to_fixed(np.concatenate([encoded.vectors for encoded in found]))
 
 
-async def calibrate(source: GenerationShards, target: GenerationShards) -> list[common_pb2.Effort]:
-    """The efforts of a quantised generation that holds the documents of another one.
+async def calibrate(
+    source: GenerationShards, target: GenerationShards, late: common_pb2.LateInteraction
+) -> None:
+    """Sets the efforts of a quantised generation that holds the documents of another one.
 
     Questions are sentences of documents behind the sample that trained the codec, encoded
-    as questions; where there is no text, runs of their tokens.
+    as questions; where there is no text, tokens of two documents each.
+
+    Args:
+        source: the generation that serves.
+        target: the one that was built.
+        late: what to set them in.
     """
+    started = time.monotonic()
     questions = await _questions(source, target)
     statuses = await target.statuses()
     documents = sum(status.documents for status in statuses)
     tokens = sum(status.tokens for status in statuses)
     code_bytes = target.record.settings.late.code_bytes
-    ranks = {
-        probes: [await _ranks(target, question, probes, documents) for question in questions]
-        for probes in PROBES
-    }
-    return [
+    found = [await _ranks(target, question, documents) for question in questions]
+    ranks = {probes: [each[place] for each in found] for place, probes in enumerate(PROBES)}
+    logger.info(
+        "event=calibrated collection=%s questions=%d seconds=%.1f",
+        target.record.settings.name,
+        len(questions),
+        time.monotonic() - started,
+    )
+    del late.efforts[:]
+    late.efforts.extend(
         common_pb2.Effort(
             name=each.name, probes=each.probes, refined=each.refined, recall=each.recall
         )
         for each in levels(ranks, documents, tokens, code_bytes)
-    ]
+    )
+    lengths = sorted(len(question) for question in questions)
+    late.question_tokens = lengths[len(lengths) // 2] if lengths else 0
+    late.scan_from = scan_from(documents, tokens, code_bytes)
 
 
 async def _questions(source: GenerationShards, target: GenerationShards) -> list[Fixed]:
@@ -201,7 +218,7 @@ async def _questions(source: GenerationShards, target: GenerationShards) -> list
             _add(document, texts, rows)
     if target.record.settings.fingerprint:
         return await _encoded(target, texts) if texts else []
-    return rows
+    return _pairs(rows)
 
 
 def _add(document: Sampled, texts: list[str], rows: list[Fixed]) -> None:
@@ -215,6 +232,11 @@ def _add(document: Sampled, texts: list[str], rows: list[Fixed]) -> None:
     if len(document.rows):
         middle = document.rows[len(document.rows) // 3 :][:_OWN_TOKENS]
         rows.append(to_fixed(unit_rows((middle / ONE).astype(np.float32))))
+
+
+def _pairs(rows: Sequence[Fixed]) -> list[Fixed]:
+    """Questions of the tokens of two documents each: tokens of one alone find it too easily."""
+    return [np.concatenate([rows[at - 1], mine]) for at, mine in enumerate(rows)]
 
 
 async def _encoded(target: GenerationShards, texts: Sequence[str]) -> list[Fixed]:
@@ -232,30 +254,35 @@ async def _encoded(target: GenerationShards, texts: Sequence[str]) -> list[Fixed
     return [to_fixed(unit_rows(part)) for part in parts if len(part)]
 
 
-async def _ranks(
-    target: GenerationShards, question: Fixed, probes: int, documents: int
-) -> list[int]:
-    """Ranks by centroid score of the ten best documents by full score."""
-    deepest = min(documents, _DEEPEST)
-    found: list[tuple[float, bytes]] = []
-    best: list[tuple[float, bytes]] = []
-    for shard in range(target.count):
-        for refined in (0, deepest):
-            request = shard_pb2.SearchRequest(
-                queries=matrix_to_message(question),
-                row_counts=[len(question)],
-                top_k=[_BEST],
-                time_left_us=[60_000_000],
-                probes=[probes],
-                refined=[refined],
-            )
-            reply = await target.call(shard, "Search", request)
-            ids = split_ids(reply.ids, np.frombuffer(reply.id_lengths, "<u4"))
-            scores = np.frombuffer(reply.scores, "<f8").tolist()
-            if refined:
-                coarse = np.frombuffer(reply.centroid_scores, "<f8").tolist()
-                found += zip((-score for score in coarse), ids, strict=True)
-            else:
-                best += zip((-score for score in scores), ids, strict=True)
-    order = {key: rank for rank, (_, key) in enumerate(sorted(found))}
-    return [order.get(key, documents) for _, key in sorted(best)[:_BEST]]
+async def _ranks(target: GenerationShards, question: Fixed, documents: int) -> list[list[int]]:
+    """Per number of probes, the ranks by centroid score of the ten best documents by full score."""
+    best = [key for _, key in sorted(await _scored(target, question))[:_BEST]]
+    ranks = []
+    for probes in PROBES:
+        found = sorted(await _scored(target, question, probes, min(documents, _DEEPEST)))
+        order = {key: rank for rank, (_, key) in enumerate(found)}
+        ranks.append([order.get(key, documents) for key in best])
+    return ranks
+
+
+async def _scored(
+    target: GenerationShards, question: Fixed, probes: int = 0, refined: int = 0
+) -> list[tuple[float, bytes]]:
+    """Negative scores, by centroids where it refines, and ids of what the shards find."""
+
+    async def of_shard(shard: int) -> list[tuple[float, bytes]]:
+        request = shard_pb2.SearchRequest(
+            queries=matrix_to_message(question),
+            row_counts=[len(question)],
+            top_k=[_BEST],
+            time_left_us=[60_000_000],
+            probes=[probes],
+            refined=[refined],
+        )
+        reply = await target.call(shard, "Search", request)
+        ids = split_ids(reply.ids, np.frombuffer(reply.id_lengths, "<u4"))
+        scores = np.frombuffer(reply.centroid_scores if refined else reply.scores, "<f8")
+        return list(zip((-scores).tolist(), ids, strict=True))
+
+    found = await asyncio.gather(*map(of_shard, range(target.count)))
+    return list(chain.from_iterable(found))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from router.core.pooling import pool
 from router.core.topology import CollectionMap
 from router.lanes import refusals
 from router.peers import Peers, invoke
@@ -105,7 +106,8 @@ class DocumentEncoder:
         timeout_s: float,
     ) -> list[EncodedDocument | ShoalError]:
         response = await self.reply(collection, documents, request_id, timeout_s)
-        return encoded_documents(collection, response, len(documents))
+        # Pooling takes its time.
+        return await asyncio.to_thread(encoded_documents, collection, response, len(documents))
 
     async def reply(
         self,
@@ -184,13 +186,16 @@ def encoded_documents(
     )
     if not fits:
         raise InternalError("an encoder's reply does not fit its request")
-    vectors: NDArray[np.float32] | NDArray[np.float16] = (
+    encoded: NDArray[np.float32] = (
         vectors_from_message(response.vectors, collection.dim)
         if response.vectors.rows
         else np.empty((0, collection.dim), np.float32)
     )
+    vectors: NDArray[np.float32] | NDArray[np.float16] = encoded
     if late:
-        vectors = vectors.astype(np.float16)
+        if collection.pool_factor > 1:
+            encoded, rows = pool(encoded, rows, collection.pool_factor)
+        vectors = encoded.astype(np.float16)
     failures = refusals(response.statuses)
     for error in failures.values():
         if not error.caller_fault:

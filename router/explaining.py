@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +13,7 @@ from numpy.typing import NDArray
 from router import metrics
 from router.core import superset
 from router.core.coverage import shortfall
+from router.core.pooling import Clusters, clusters, pooled
 from router.document_encoder import DocumentEncoder
 from router.encoding import Encoded, QueryEncoder
 from router.lanes import Answer, shard_key
@@ -50,10 +53,26 @@ class _Scored:
 
 @dataclass(frozen=True, slots=True)
 class _Passage:
-    """A passage encoded again: its token vectors, and which token each is."""
+    """A passage encoded again.
 
-    vectors: NDArray[np.float32]
+    Attributes:
+        tokens: [tokens, dim] float32.
+        labels: which token each is.
+        members: [tokens] int64, the vector to which each was pooled.
+    """
+
+    tokens: NDArray[np.float32]
     labels: Sequence[encoder_pb2.TokenLabel]
+    members: Clusters
+
+    def vectors(self) -> NDArray[np.float32]:
+        """[vectors, dim] float32, as they are stored but for rounding."""
+        return pooled(self.tokens, self.members)
+
+    def nearest(self, vector: int, query: NDArray[np.float64]) -> encoder_pb2.TokenLabel:
+        """Of the tokens that were pooled to a vector, the one most like a query's token."""
+        mine = np.flatnonzero(self.members == vector)
+        return self.labels[int(mine[(self.tokens[mine] @ query).argmax()])]
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +184,7 @@ class LateHandlers:
                 key=shard_key(plan.collection, shard),
                 query=query,
                 ids=mine,
-                probes=plan.effort.probes if plan.effort.refined and want_matches else 0,
+                probes=plan.effort(question.vector).probes if want_matches else 0,
                 want_matches=want_matches,
             )
             call = ShardCall(plan.collection, shard, "Score", request, any_replica=True)
@@ -223,19 +242,15 @@ class LateHandlers:
             plan.clock.left_s(),
             want_labels=True,
         )
-        vectors = matrix_from_message(reply.vectors)
-        starts = np.concatenate([[0], np.cumsum(reply.row_counts)]).astype(int).tolist()
+        every = await asyncio.to_thread(_passages, reply, plan.collection.pool_factor)
         found: dict[int, _Passage] = {}
-        passages = 0
-        for place, count in zip(places, reply.passage_counts, strict=True):
+        for place, passages in zip(places, every, strict=True):
             score = scored[place].score
-            first, at = starts[passages], passages + score.passage
-            begin = first + score.tokens_before
-            end = begin + score.passage_tokens
+            counts = [int(each.members.max(initial=-1)) + 1 for each in passages]
+            before, mine = counts[: score.passage], counts[score.passage : score.passage + 1]
             # A document that was written meanwhile has other passages.
-            if score.passage < count and (begin, end) == (starts[at], starts[at + 1]):
-                found[place] = _Passage(vectors[begin:end], reply.labels[begin:end])
-            passages += count
+            if (sum(before), mine) == (score.tokens_before, [score.passage_tokens]):
+                found[place] = passages[score.passage]
         return found
 
     # --- ordering ---------------------------------------------------------
@@ -264,13 +279,29 @@ class LateHandlers:
             )
 
 
+def _passages(reply: encoder_pb2.EncodeDocumentsResponse, pool_factor: int) -> list[list[_Passage]]:
+    """Per document of a reply its passages."""
+    vectors = matrix_from_message(reply.vectors)
+    starts = np.concatenate([[0], np.cumsum(reply.row_counts)]).astype(int).tolist()
+    passages = [
+        _Passage(
+            vectors[begin:end], reply.labels[begin:end], clusters(vectors[begin:end], pool_factor)
+        )
+        for begin, end in pairwise(starts)
+    ]
+    ends = np.cumsum(reply.passage_counts).tolist()
+    return [
+        passages[end - count : end] for end, count in zip(ends, reply.passage_counts, strict=True)
+    ]
+
+
 def _ranking(plan: Plan, answer: Answer) -> _Ranking:
     merged, row = answer.group.merged, answer.row
     begin, end = int(merged.offsets[row]), int(merged.offsets[row + 1])
     ids = merged.ids(row)
     counted = None
-    if plan.effort.refined:
-        counted = superset.last_counted(answer.group.parts, row, plan.effort.refined)
+    if refined := answer.group.refined[row]:
+        counted = superset.last_counted(answer.group.parts, row, refined)
     full = len(ids) == plan.top_k
     return _Ranking(
         ranks={key: rank for rank, key in enumerate(ids, 1)},
@@ -344,12 +375,13 @@ def _token_matches(
     encoded: _Passage | None,
 ) -> list[router_pb2.TokenMatch]:
     found = []
+    vectors = np.empty(0) if encoded is None else encoded.vectors()
     for place, (token, units) in enumerate(zip(score.matched, score.similarities, strict=True)):
         match = router_pb2.TokenMatch(document_token=token, units=units, similarity=units * unit)
         if encoded is not None:
-            exact = query[place] @ encoded.vectors[token].astype(np.float64)
+            exact = query[place] @ vectors[token].astype(np.float64)
             match.exact_similarity = float(exact)
-            match.token.CopyFrom(_token(encoded.labels[token]))
+            match.token.CopyFrom(_token(encoded.nearest(token, query[place])))
         found.append(match)
     return found
 

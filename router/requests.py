@@ -46,8 +46,6 @@ Asking: TypeAlias = (
 )
 REQUEST_ID_BYTES_MAX = 64
 DEFAULT_TOP_K = 10
-CALIBRATED_FOR = 10
-"""Documents of the answers for which efforts are calibrated."""
 _EFFORTS = frozenset({"", "low", "normal", "high", EXHAUSTIVE})
 _FIELDS: dict[int, shard_pb2.Field.ValueType] = {
     router_pb2.FIELD_TITLE: shard_pb2.FIELD_TITLE,
@@ -99,13 +97,14 @@ class Plan:
     clock: Clock
     how: str
 
-    @property
-    def effort(self) -> Effort:
-        """How hard to look in the generation that is asked."""
+    def effort(self, question: bytes) -> Effort:
+        """How hard to look in the generation that is asked.
+
+        Args:
+            question: of kind colbert, its tokens as little-endian int16.
+        """
         effort = self.collection.efforts.get(self.how, Effort())
-        # Calibrated for the best 10: deeper hits lie deeper by centroids too.
-        times = max(1, -(-self.top_k // CALIBRATED_FOR))
-        return Effort(effort.probes, effort.refined * times)
+        return effort.fitted(self.top_k, max(1, len(question) // (2 * self.collection.dim)))
 
 
 class RequestChecker:

@@ -253,7 +253,7 @@ class SearchHandlers:
     async def _ask_once(self, plan: Plan, vectors: Sequence[bytes]) -> list[Answer]:
         loop = asyncio.get_running_loop()
         asks = [
-            Ask(vector, plan.top_k, plan.after, loop.create_future(), plan.effort)
+            Ask(vector, plan.top_k, plan.after, loop.create_future(), plan.effort(vector))
             for vector in vectors
         ]
         deadline_ns = plan.clock.deadline_ns
@@ -387,5 +387,6 @@ def _timings(
         total_us=total_us,
         encode_cached=cached,
         tokens_scored=sum(answer.group.tokens_scored for answer in answers[:1]),
-        exhaustive=plan.collection.kind is Kind.COLBERT and not plan.effort.refined,
+        exhaustive=plan.collection.kind is Kind.COLBERT
+        and not any(answer.group.refined[answer.row] for answer in answers),
     )

@@ -47,9 +47,18 @@ def collection_from_message(message: controller_pb2.CollectionPlacement) -> Coll
         fingerprint=settings.fingerprint,
         chunk_tokens=settings.chunk_tokens,
         chunk_overlap=settings.chunk_overlap,
+        pool_factor=settings.late.pool_factor or 1,
         servers=tuple(tuple(shard.servers) for shard in message.shards),
         documents=tuple(shard.documents for shard in message.shards),
-        efforts={each.name: Effort(each.probes, each.refined) for each in settings.late.efforts},
+        efforts={
+            each.name: Effort(
+                each.probes,
+                each.refined,
+                settings.late.question_tokens,
+                settings.late.scan_from,
+            )
+            for each in settings.late.efforts
+        },
         handed_over={each.generation: tuple(each.sequences) for each in message.handed_over},
     )
 

@@ -12,7 +12,7 @@ from shard_service.core.checks import check_owner, token_errors, version_errors
 from shard_service.core.late import LateFound
 from shard_service.core.records import Content, Version, encode_content
 from shard_service.core.search import Found
-from shard_service.core.vectors import Dense, Vectors, starts_of
+from shard_service.core.vectors import Dense, TokenVectors, Vectors, starts_of
 from shard_service.core.writers import Writers
 from shard_service.shard import Shard, Stored
 from shard_service.spec import ShardSpec
@@ -285,7 +285,11 @@ def check_write(
             vectors.part(int(row_starts[number]), int(row_starts[number + 1])) for number in good
         )
         vectors = first.joined(others)
-    return WriteOperation(accepted, vectors), errors
+    if not isinstance(vectors, TokenVectors):
+        return WriteOperation(accepted, vectors), errors
+    assert isinstance(shard.layout, TokenLayout)
+    far = shard.layout.far(vectors)
+    return WriteOperation(accepted, vectors, len(vectors.rows), far), errors
 
 
 def _vectors(

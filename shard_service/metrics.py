@@ -8,6 +8,11 @@ QUERIES = Counter("shoal_shard_queries_total", "Queries that were answered.")
 BATCHES = Counter("shoal_shard_search_messages_total", "Search messages that were answered.")
 OVERLOADED = Counter("shoal_shard_overloaded_total", "Search messages that were refused.")
 WRITTEN = Counter("shoal_shard_documents_written_total", "Document versions made durable.")
+NEW_TOKENS = Counter("shoal_shard_new_tokens_total", "Token vectors that users wrote.")
+FAR_TOKENS = Counter(
+    "shoal_shard_far_tokens_total",
+    "Of them, those farther from their centroid than three in four of the codec's sample.",
+)
 DELETED = Counter("shoal_shard_documents_deleted_total", "Documents deleted.")
 SEALED = Counter("shoal_shard_segments_built_total", "Segments that were published.")
 SEAL_SECONDS = Histogram(

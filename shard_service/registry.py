@@ -198,6 +198,7 @@ def _describe(shard: Shard, status: shard_pb2.ShardStatus) -> None:
         status.tokens = sum(source.live_tokens for source in sources)
         status.token_bytes = sum(source.token_bytes for source in sources)
         status.codec = shard.layout.codec.description
+        status.new_tokens, status.far_tokens = shard.drift.tokens, shard.drift.far
     for segment, source in zip(view.segments, view.sources, strict=False):
         status.segments.append(
             shard_pb2.SegmentStatus(

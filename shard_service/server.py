@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from shard_service import copy_messages, late_messages, messages, metrics
 from shard_service.core.late import LateFound
 from shard_service.core.search import Found
+from shard_service.core.writers import Writers
 from shard_service.indexes import threads
 from shard_service.registry import Registry
 from shard_service.settings import ShardSettings
@@ -219,6 +220,11 @@ class _Servicer(shard_pb2_grpc.ShardServiceServicer):
         writer = messages.writer_of(request)
         outcome = await asyncio.wrap_future(shard.write(operation, writer))
         metrics.WRITTEN.inc(len(outcome.sequences))
+        if writer is Writers.USERS:
+            shard.drift.tokens += operation.tokens
+            shard.drift.far += operation.far
+            metrics.NEW_TOKENS.inc(operation.tokens)
+            metrics.FAR_TOKENS.inc(operation.far)
         return messages.write_response(
             len(request.versions), outcome.sequences, outcome.replaced, outcome.position, errors
         )

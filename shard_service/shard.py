@@ -70,6 +70,20 @@ class SampledContent:
     count: int
 
 
+@dataclass(slots=True)
+class Drift:
+    """How well a codec fits what users wrote since the server opened the shard.
+
+    Attributes:
+        tokens: that were written.
+        far: of them are farther from their centroid than three in four of those that the codec
+            was trained on: a quarter where nothing has changed.
+    """
+
+    tokens: int = 0
+    far: int = 0
+
+
 class Shard:
     """Serves one shard. Thread-safe."""
 
@@ -106,6 +120,7 @@ class Shard:
             raise
         self._view = self._state.view()
         self._listing: Listing | None = None
+        self.drift = Drift()
         self._writer = Writer(
             self._state, log, self._lock, self._changed, settings.max_waiting_writes, writers
         )

@@ -22,6 +22,10 @@ from shard_service.core.vectors import (
 from shard_service.layout import Facts
 from shard_service.manifest import SegmentEntry
 from shard_service.sealed import read_content, read_segment, read_table
+from shoal.errors import CorruptSegment
+
+_NAME_DIGITS = 16
+"""Of a codec's name, in the manifest and for people."""
 
 
 class TokenLayout:
@@ -34,6 +38,8 @@ class TokenLayout:
 
     def __init__(self, codec: TokenCodec, dim: int) -> None:
         self.codec, self._dim = codec, dim
+        named = [codec.description, codec.name[:_NAME_DIGITS]]
+        self._index = ", ".join(filter(None, named))
 
     def read(self, logged: bytes, passages: int) -> TokenVectors:
         """The vectors that a log entry keeps, encoded again: the same codes."""
@@ -47,6 +53,10 @@ class TokenLayout:
             starts: [passages + 1] int64, where each passage begins.
         """
         return TokenVectors(rows, starts, self.codec.encode(rows))
+
+    def far(self, vectors: TokenVectors) -> int:
+        """How many tokens the codec was not made for."""
+        return self.codec.far(vectors.rows, vectors.codes)
 
     def tail(self) -> TokenTail:
         """An empty tail."""
@@ -72,10 +82,19 @@ class TokenLayout:
         for number in range(len(self.codec.none)):
             column = partial(_column, number)
             files.write_parts(f"tokens-{number}", merged.runs(_document_tokens, column))
-        return Facts(self.codec.description, {}, 1.0, 0.0)
+        return Facts(self._index, {}, 1.0, 0.0)
 
     def open(self, files: ColumnFiles, entry: SegmentEntry) -> Segment:
-        """Maps a segment whose files are verified."""
+        """Maps a segment whose files are verified.
+
+        Raises:
+            CorruptSegment: another codec encoded it.
+        """
+        if entry.index != self._index:
+            raise CorruptSegment(
+                f"segment {entry.name} was encoded by {entry.index}, not by {self._index}",
+                segment=entry.name,
+            )
         documents = read_table(files)
         table = TokenTable(
             ids=documents.ids,

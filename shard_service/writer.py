@@ -56,10 +56,19 @@ class DeleteOutcome:
 
 @dataclass(frozen=True, slots=True)
 class WriteOperation:
-    """Versions to store, and the vectors of all their passages."""
+    """Versions to store, and the vectors of all their passages.
+
+    Attributes:
+        versions: what they are.
+        vectors: of their passages, one version's after the other's.
+        tokens: of kind colbert, how many vectors that is, ...
+        far: ... and how many of them the codec was not made for.
+    """
 
     versions: Sequence[Version]
     vectors: Vectors
+    tokens: int = 0
+    far: int = 0
     done: Future[WriteOutcome] = field(default_factory=Future)
 
     @property

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from shoal.client.model import ClusterStatus, CollectionInfo
 
 _POLL_S = 0.2
+_DRIFTED = 0.4
+"""Share of new tokens far from their centroids, 0.25 where nothing changes, that is drift."""
 
 DataOption = Annotated[
     Path,
@@ -231,6 +233,11 @@ def _show_late(collection: CollectionInfo) -> None:
     codec = next((shard.codec for shard in collection.shards if shard.codec), "fixed-point")
     each = f", {size / tokens:.1f} bytes each" if tokens else ""
     typer.echo(f"{tokens:,} tokens by {codec}{each}")
+    new = sum(shard.new_tokens for shard in collection.shards)
+    if new and codec != "fixed-point":
+        far = sum(shard.far_tokens for shard in collection.shards) / new
+        due = ": a rebuild is due" if far > _DRIFTED else ""
+        typer.echo(f"{far:.1%} of {new:,} new tokens are far from their centroids{due}")
     for effort in collection.efforts:
         how = "every document" if not effort.refined else f"{effort.refined:,} documents"
         typer.echo(

@@ -61,6 +61,14 @@ TrainAtOption = Annotated[
         "2,000,000.",
     ),
 ]
+PoolFactorOption = Annotated[
+    int | None,
+    typer.Option(
+        metavar="1|2|3",
+        help="Kind colbert: near token vectors of a passage become their mean, 1 from so many; "
+        "without it, 1, which keeps them all.",
+    ),
+]
 
 
 def create(  # noqa: PLR0913 - each is an option of the command
@@ -97,6 +105,7 @@ def create(  # noqa: PLR0913 - each is an option of the command
     ] = None,
     code_bytes: CodeBytesOption = None,
     train_at: TrainAtOption = None,
+    pool_factor: PoolFactorOption = None,
     target: TargetOption = DEFAULT_TARGET,
     json: JsonOption = False,
 ) -> None:
@@ -116,6 +125,7 @@ def create(  # noqa: PLR0913 - each is an option of the command
             shards=shards,
             code_bytes=code_bytes,
             train_at=train_at,
+            pool_factor=pool_factor,
         )
     if json:
         print_json(collection_json(made))

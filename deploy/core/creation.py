@@ -13,6 +13,7 @@ NO_ENCODER = "none"
 CODE_BYTES = (4, 8, 16, 32)
 DEFAULT_CODE_BYTES = 8
 DEFAULT_TRAIN_AT = 2_000_000
+MOST_POOLED = 3
 _LATE_OVERLAP_PARTS = 8
 """Neighbouring passages of late interaction share one of so many parts of their tokens."""
 INDEXES = ("auto", "flat", "hnsw", "ivf-pq")
@@ -32,6 +33,7 @@ class Wish:
     shards: int = 0
     code_bytes: int = 0
     train_at: int = 0
+    pool_factor: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +83,7 @@ class Settled:
     shards: int
     code_bytes: int
     train_at: int
+    pool_factor: int
 
 
 def check_wish(wish: Wish, bounds: Bounds) -> Wish:
@@ -116,15 +119,25 @@ def check_wish(wish: Wish, bounds: Bounds) -> Wish:
         shards=shards,
         code_bytes=wish.code_bytes or DEFAULT_CODE_BYTES * (wish.kind is Kind.COLBERT),
         train_at=wish.train_at or DEFAULT_TRAIN_AT * (wish.kind is Kind.COLBERT),
+        pool_factor=wish.pool_factor or int(wish.kind is Kind.COLBERT),
     )
 
 
 def _check_late(wish: Wish) -> None:
     if wish.kind is Kind.SINGLE:
-        if wish.code_bytes or wish.train_at:
-            field = "code_bytes" if wish.code_bytes else "train_at"
-            raise InvalidRequest(f"only kind colbert has {field}", field=field)
+        for field in ("code_bytes", "train_at", "pool_factor"):
+            if getattr(wish, field):
+                raise InvalidRequest(f"only kind colbert has {field}", field=field)
         return
+    if wish.pool_factor > MOST_POOLED:
+        raise InvalidRequest(
+            f"pool_factor is {wish.pool_factor}; use 1 to {MOST_POOLED}", field="pool_factor"
+        )
+    if wish.pool_factor > 1 and wish.encoder == NO_ENCODER:
+        raise InvalidRequest(
+            "vectors that users bring are stored as they come: pool them before",
+            field="pool_factor",
+        )
     if wish.code_bytes and wish.code_bytes not in CODE_BYTES:
         raise InvalidRequest(
             f"code_bytes is {wish.code_bytes}; use {', '.join(map(str, CODE_BYTES))}",
@@ -168,6 +181,7 @@ def settle(wish: Wish, model: Model | None) -> Settled:
         shards=wish.shards,
         code_bytes=wish.code_bytes,
         train_at=wish.train_at,
+        pool_factor=wish.pool_factor,
     )
 
 

@@ -16,12 +16,12 @@ PROBES = (4, 16, 64)
 """Centroids of each query token that are tried."""
 _MARGIN = 1.25
 """Documents refined beyond what the sample needed: other questions are other."""
-_FULL_NS = {4: 2.3, 8: 4.5, 16: 10.0, 32: 24.0}
+_FULL_NS = {4: 2.9, 8: 5.0, 16: 10.0, 32: 24.0}
 """Time of one token's full similarities with 32 query tokens, by code bytes, measured with
 `bench.maxsim` on one AVX-512 core ..."""
-_COARSE_NS = 1.4
+_COARSE_NS = 0.9
 """... and of its centroid's alone."""
-_DOCUMENT_NS = 300.0
+_DOCUMENT_NS = 3_000.0
 """Time of one refined document besides its tokens', in the shard and the router."""
 
 
@@ -61,6 +61,13 @@ def levels(
     ]
 
 
+def scan_from(documents: int, tokens: int, code_bytes: int) -> int:
+    """Documents to be refined from which scoring every one is cheaper; of `levels`."""
+    full = _FULL_NS[code_bytes]
+    each = tokens / max(1, documents) * full + _DOCUMENT_NS
+    return int(tokens * (full - _COARSE_NS) / each)
+
+
 def _level(
     name: str,
     target: float,
@@ -69,15 +76,11 @@ def _level(
     tokens: int,
     code_bytes: int,
 ) -> Level:
-    full = _FULL_NS[code_bytes]
-    best, cost = Level(name, 0, 0, 1.0), tokens * full
+    best, most = Level(name, 0, 0, 1.0), scan_from(documents, tokens, code_bytes)
     for probes, questions in ranks.items():
         refined, recall = _least(questions, target)
-        if refined == 0 or refined >= documents:
-            continue
-        pruned = tokens * _COARSE_NS + refined * (tokens / documents * full + _DOCUMENT_NS)
-        if pruned < cost:
-            best, cost = Level(name, probes, refined, recall), pruned
+        if 0 < refined < most:
+            best, most = Level(name, probes, refined, recall), refined
     return best
 
 

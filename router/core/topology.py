@@ -1,12 +1,17 @@
 """The map of the cluster as routers use it. The higher version wins."""
 
+from __future__ import annotations
+
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from shoal.types import Kind, Similarity
 
 EXHAUSTIVE = "exhaustive"
 """The effort of a search that scores every document."""
+_CALIBRATED_FOR = 10
+"""Hits of the answers for which efforts are calibrated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,10 +21,28 @@ class Effort:
     Attributes:
         probes: centroids of each query token that count by their own similarity.
         refined: documents that are scored by their codes; 0 scores every one.
+        tokens: of the questions that it was calibrated with, for their 10 best documents.
+        scan_from: refined documents from which scoring every one is cheaper.
     """
 
     probes: int = 0
     refined: int = 0
+    tokens: int = 0
+    scan_from: int = 0
+
+    def fitted(self, top_k: int, tokens: int) -> Effort:
+        """It for a question of so many tokens, 1 or more, and so many hits.
+
+        Deeper hits lie deeper by centroids too; and the fewer tokens a question has, the more
+        documents are about as near to it.
+        """
+        if not self.refined:
+            return self
+        shorter = max(1.0, self.tokens / tokens)
+        refined = math.ceil(self.refined * -(-top_k // _CALIBRATED_FOR) * shorter)
+        if refined >= self.scan_from:
+            return Effort()
+        return replace(self, refined=refined)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +66,7 @@ class CollectionMap:
             exhaustive.
         handed_over: per generation whose documents came to be in this one, the positions
             of its shards when they did.
+        pool_factor: kind colbert: encoded vectors of a passage that become one; 1 keeps all.
     """
 
     name: str
@@ -59,6 +83,7 @@ class CollectionMap:
     documents: tuple[int, ...]
     efforts: Mapping[str, Effort] = field(default_factory=dict)
     handed_over: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    pool_factor: int = 1
 
     @property
     def lane(self) -> tuple[bytes, int]:

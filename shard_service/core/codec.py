@@ -48,14 +48,11 @@ class Codes:
         centroids: uint16[tokens].
         words: uint8[tokens, M].
         norms: uint8[tokens], see `shoal.kernels.token_runs.CodedRuns`.
-        far: how many of them are farther from their centroid than three in four of the
-            tokens that the codec was trained on.
     """
 
     centroids: NDArray[np.uint16]
     words: NDArray[np.uint8]
     norms: NDArray[np.uint8]
-    far: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,22 +117,31 @@ class Codec:
             np.empty(0, np.uint16),
             np.empty((0, self.subspaces), np.uint8),
             np.empty(0, np.uint8),
-            0,
         )
         every = [none, *parts]
         return Codes(
             np.concatenate([part.centroids for part in every]),
             np.concatenate([part.words for part in every]),
             np.concatenate([part.norms for part in every]),
-            sum(part.far for part in every),
         )
+
+    def far(self, vectors: Float32Matrix, centroids: NDArray[np.uint16]) -> int:
+        """How many vectors are farther from their centroid than three in four of the tokens
+        that the codec was trained on.
+
+        Args:
+            vectors: float32[tokens, dim], as they were encoded.
+            centroids: uint16[tokens], from `encode`.
+        """
+        rest = to_fixed(vectors).astype(np.int32) - self.centroids[centroids]
+        return int((squares(rest) > self.far_square).sum())
 
     def _encode(self, fixed: Fixed) -> Codes:
         nearest = _nearest(fixed, self.centroids[np.newaxis])[:, 0].astype(np.uint16)
         rest = fixed.astype(np.int32) - self.centroids[nearest]
         words = _nearest(rotated(rest, self.rotation), self.words).astype(np.uint8)
         norms = norms_of(self._stands_for(nearest, words))
-        return Codes(nearest, words, norms, int((squares(rest) > self.far_square).sum()))
+        return Codes(nearest, words, norms)
 
     def _stands_for(
         self, centroids: NDArray[np.uint16], words: NDArray[np.uint8]

@@ -77,6 +77,9 @@ class TokenCodec(Protocol):
     def decode(self, tokens: Tokens) -> Float32Matrix:
         """[tokens, dim] float32: what the tokens stand for."""
 
+    def far(self, vectors: NDArray[np.float16], tokens: Tokens) -> int:
+        """How many vectors the codec was not made for; `tokens` are they, encoded."""
+
     def question(self, query: Fixed, probes: int) -> Question:
         """A query.
 
@@ -127,6 +130,10 @@ class ExactCodec:
         """[tokens, dim] float32."""
         decoded: Float32Matrix = (tokens[0].astype(np.float64) / ONE).astype(np.float32)
         return decoded
+
+    def far(self, vectors: NDArray[np.float16], tokens: Tokens) -> int:
+        """None: fixed point keeps any vector as well as another."""
+        return 0
 
     def question(self, query: Fixed, probes: int) -> Question:
         """A query."""
@@ -209,7 +216,12 @@ class QuantisedCodec:
         """[tokens, dim] float32."""
         coded = _coded(Runs(tokens, np.zeros(1, np.int64)))
         assert coded.norms is not None
-        return self.quantiser.decode(Codes(coded.ids, coded.codes, coded.norms, 0))
+        return self.quantiser.decode(Codes(coded.ids, coded.codes, coded.norms))
+
+    def far(self, vectors: NDArray[np.float16], tokens: Tokens) -> int:
+        """See `Codec.far`."""
+        ids = tokens[0].astype(np.uint16, copy=False)
+        return self.quantiser.far(vectors.astype(np.float32), ids)
 
     def question(self, query: Fixed, probes: int) -> Question:
         """A query."""
@@ -231,6 +243,5 @@ def probed(query: Tables, probes: int) -> Tables:
     centroids = query.centroids
     blocks, _, count, lanes = centroids.shape
     if probes < count:
-        imputed = np.partition(centroids, count - probes - 1, axis=2)[:, :, count - probes - 1]
-        centroids = np.maximum(centroids, imputed[:, :, np.newaxis])
+        centroids = maxsim.floored(centroids, probes + 1)
     return Tables(query.count, centroids, np.empty((blocks, 0, WORDS, lanes), np.int16))

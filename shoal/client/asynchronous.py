@@ -243,6 +243,7 @@ class AsyncClient:
         shards: int | None = None,
         code_bytes: int | None = None,
         train_at: int | None = None,
+        pool_factor: int | None = None,
         deadline_s: float = defaults.CREATE_S,
     ) -> CollectionInfo:
         """Creates a collection and waits until it serves; see `Client.create_collection`."""
@@ -257,6 +258,7 @@ class AsyncClient:
             shards=shards,
             code_bytes=code_bytes,
             train_at=train_at,
+            pool_factor=pool_factor,
         )
         return await self._run(operations.create_collection(request), deadline_s)
 

@@ -233,6 +233,9 @@ class ShardInfo:
         tokens: kind colbert: live tokens.
         token_bytes: kind colbert: bytes of the tokens as kept, offsets included.
         codec: kind colbert: what keeps the tokens: "fixed-point", "pq8, 4096 centroids".
+        new_tokens: kind colbert: tokens that users wrote since the server opened the shard.
+        far_tokens: of them, those farther from their centroid than three in four of the tokens
+            that the codec was trained on; many more than a quarter say that a rebuild is due.
     """
 
     shard: int
@@ -250,6 +253,8 @@ class ShardInfo:
     tokens: int = 0
     token_bytes: int = 0
     codec: str = ""
+    new_tokens: int = 0
+    far_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,6 +320,7 @@ class CollectionInfo:
         code_bytes: kind colbert: residual bytes of a token once quantised.
         codec: kind colbert: name of the generation's codec; empty in fixed point.
         efforts: kind colbert: how its searches may look; none where all are exhaustive.
+        pool_factor: kind colbert: encoded token vectors that became one, on average.
         generations: those that do not serve, ascending by number.
     """
 
@@ -334,6 +340,7 @@ class CollectionInfo:
     code_bytes: int = 0
     codec: str = ""
     efforts: tuple[EffortInfo, ...] = ()
+    pool_factor: int = 0
     generations: tuple[GenerationInfo, ...] = ()
 
     def __repr__(self) -> str:

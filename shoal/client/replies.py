@@ -187,6 +187,7 @@ def collection_info(message: router_pb2.CollectionInfo) -> CollectionInfo:
         shards=tuple(map(_shard_info, message.shards)),
         code_bytes=settings.late.code_bytes,
         codec=settings.late.codec,
+        pool_factor=settings.late.pool_factor,
         efforts=tuple(
             EffortInfo(each.name, each.probes, each.refined, each.recall)
             for each in settings.late.efforts
@@ -281,4 +282,6 @@ def _shard_info(message: router_pb2.ShardInfo) -> ShardInfo:
         tokens=message.tokens,
         token_bytes=message.token_bytes,
         codec=message.codec,
+        new_tokens=message.new_tokens,
+        far_tokens=message.far_tokens,
     )

@@ -259,6 +259,7 @@ def create_request(  # noqa: PLR0913 - options, by keyword alone
     shards: int | None,
     code_bytes: int | None,
     train_at: int | None,
+    pool_factor: int | None,
 ) -> router_pb2.CreateCollectionRequest:
     """A collection to create; what is None or empty is the cluster's default.
 
@@ -277,6 +278,7 @@ def create_request(  # noqa: PLR0913 - options, by keyword alone
         shards=_uint32("shards", shards or 0),
         code_bytes=_uint32("code_bytes", code_bytes or 0),
         train_at=_uint32("train_at", train_at or 0),
+        pool_factor=_uint32("pool_factor", pool_factor or 0),
     )
 
 

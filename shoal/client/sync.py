@@ -338,6 +338,7 @@ class Client:
         shards: int | None = None,
         code_bytes: int | None = None,
         train_at: int | None = None,
+        pool_factor: int | None = None,
         deadline_s: float = defaults.CREATE_S,
     ) -> CollectionInfo:
         """Creates a collection and waits until it serves.
@@ -356,6 +357,8 @@ class Client:
             code_bytes: kind colbert: residual bytes of a token, 4, 8, 16 or 32; None is 8.
             train_at: kind colbert: tokens at which a codec is trained while documents
                 stream in; None is 2,000,000.
+            pool_factor: kind colbert: near token vectors of a passage become their mean, on
+                average 1 from so many; 1 to 3; None is 1, which keeps them all.
             deadline_s: seconds; loading an encoder takes some.
 
         Raises:
@@ -372,6 +375,7 @@ class Client:
             shards=shards,
             code_bytes=code_bytes,
             train_at=train_at,
+            pool_factor=pool_factor,
         )
         return self._run(operations.create_collection(request), deadline_s)
 

@@ -127,8 +127,18 @@ def test_a_trained_codec_and_its_answers_are_the_same_whatever_the_layout(
             assert [[hit.score for hit in answer] for answer in again] == [
                 [score for _, score, _ in answer] for answer in found[-1][-len(asked) :]
             ]
+        assert drift(client, "coded-2") == (0, 0)
+        strange = [-matrices[number] for number in range(100)]
+        client.ingest("coded-2", ({"id": f"s{n}", "vector": r} for n, r in enumerate(strange)))
+        assert wait_for(lambda: drift(client, "coded-2")[0] == 3_500)
+        assert drift(client, "coded-2")[1] > 3_000
     assert len(names) == 1
     assert found[1:] == found[:-1]
+
+
+def drift(client: shoal.Client, name: str) -> tuple[int, int]:
+    seen = next(each for each in client.status().collections if each.name == name)
+    return sum(s.new_tokens for s in seen.shards), sum(s.far_tokens for s in seen.shards)
 
 
 def trained(client: shoal.Client, name: str) -> CollectionInfo | None:

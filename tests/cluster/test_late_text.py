@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 import shoal
+from shoal.client.model import CollectionInfo
 from shoal.errors import EmptyText, InvalidRequest, LimitExceeded, NotSupported
-from tests.cluster.clusters import Cluster, cluster, run_shoal
+from tests.cluster.clusters import Cluster, cluster, run_shoal, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -68,6 +69,35 @@ def test_shares_add_up_to_the_score_and_name_the_words(running: Cluster) -> None
         assert (matched.token, matched.origin) == ("infections", "text")
         start, end = matched.span
         assert DOCUMENTS[0]["text"][start:end] == "infections"
+
+
+def test_pooled_tokens_are_fewer_and_still_say_which_word_matched(running: Cluster) -> None:
+    with running.connect() as client:
+        client.create_collection("pooled", "colbert", pool_factor=2)
+        client.ingest("pooled", DOCUMENTS)
+        kept, whole = (
+            sum(shard.tokens for shard in info.shards)
+            for info in wait_for(lambda: described(client))
+        )
+        assert 0.45 < kept / whole < 0.6
+        assert client.search("pooled", QUESTION, top_k=1)[0].id == "vitamin"
+        why = client.explain("pooled", QUESTION, ids=["vitamin", "long"])
+        for each in why.explanations:
+            assert sum(match.similarity for match in each.matches) == each.score
+            assert all(abs(match.error or 0.0) < 1e-3 for match in each.matches)
+        best = dict(zip((t.token for t in why.tokens), why.explanations[0].matches, strict=True))
+        matched = best["infections"].token
+        assert matched is not None
+        assert matched.token == "infections"
+
+
+def described(client: shoal.Client) -> tuple[CollectionInfo, CollectionInfo] | None:
+    found = {each.name: each for each in client.status().collections}
+    done = all(
+        sum(shard.documents for shard in found[name].shards) == len(DOCUMENTS)
+        for name in ("pooled", "notes")
+    )
+    return (found["pooled"], found["notes"]) if done else None
 
 
 def test_why_not(running: Cluster) -> None:

@@ -8,15 +8,18 @@ from pathlib import Path
 
 import grpc
 import numpy as np
+import pytest
 
 from shard_service.server import ShardServer
 from shard_service.settings import ShardSettings
+from shoal.errors import ShoalError
 from shoal.ids import content_digest
 from shoal.rpc.common.v1 import common_pb2
 from shoal.rpc.shard.v1 import shard_pb2, shard_pb2_grpc
 from shoal.types import Document
 from shoal.wire.arrays import matrix_to_message
 from shoal.wire.channels import channel_options
+from shoal.wire.errors import from_rpc_error
 
 DIM = 5
 TIMEOUT_S = 30
@@ -85,6 +88,12 @@ class Peer:
 
     async def status(self) -> shard_pb2.GetStatusResponse:
         return await self.stub.GetStatus(shard_pb2.GetStatusRequest(), timeout=TIMEOUT_S)
+
+
+async def failure(call: object) -> ShoalError:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call  # type: ignore[misc]
+    return from_rpc_error(caught.value)
 
 
 def document(key: str) -> Document:

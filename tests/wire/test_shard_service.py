@@ -12,7 +12,6 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from shard_service.server import ShardServer
 from shard_service.settings import ShardSettings
-from shoal.errors import ShoalError
 from shoal.ids import content_digest
 from shoal.rpc.common.v1 import common_pb2
 from shoal.rpc.shard.v1 import shard_pb2
@@ -23,6 +22,7 @@ from tests.wire.shard_support import (
     TIMEOUT_S,
     Peer,
     document,
+    failure,
     ids_of,
     served,
 )
@@ -30,12 +30,6 @@ from tests.wire.shard_support import (
 
 def vectors(count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((count, DIM)).astype(np.float32)
-
-
-async def failure(call: object) -> ShoalError:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call  # type: ignore[misc]
-    return from_rpc_error(caught.value)
 
 
 async def filled(peer: Peer, count: int = 20) -> np.ndarray:

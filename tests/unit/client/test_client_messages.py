@@ -103,6 +103,7 @@ def test_create() -> None:
             "shards": None,
             "code_bytes": None,
             "train_at": None,
+            "pool_factor": None,
         }
         return requests.create_request("papers", **{**arguments, **changes})
 

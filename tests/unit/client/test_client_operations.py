@@ -116,6 +116,7 @@ def test_writes_are_not_repeated() -> None:
         shards=None,
         code_bytes=None,
         train_at=None,
+        pool_factor=None,
     )
     loss = requests.accept_loss_request("papers", 0, "x")
     for operation in (

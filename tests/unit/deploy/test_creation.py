@@ -32,6 +32,9 @@ MODEL = Model(
         (Wish(name="a", encoder="none", dim=8, chunk_tokens=9), InvalidRequest),
         (Wish(name="a", encoder="none", dim=1025), LimitExceeded),
         (Wish(name="a", shards=9), LimitExceeded),
+        (Wish(name="a", pool_factor=2), InvalidRequest),
+        (Wish(name="a", kind=Kind.COLBERT, pool_factor=4), InvalidRequest),
+        (Wish(name="a", kind=Kind.COLBERT, encoder="none", dim=8, pool_factor=2), InvalidRequest),
     ],
 )
 def test_refusals_that_need_no_model(wish: Wish, error: type[ShoalError]) -> None:

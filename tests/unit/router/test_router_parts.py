@@ -293,9 +293,11 @@ def test_after_an_unknown_write_the_last_version_decides() -> None:
 
 # --- efforts ----------------------------------------------------------------
 
+CALIBRATED = Effort(16, 100, 16, 3_200)
+
 
 def test_an_effort_is_the_serving_generations_and_grows_with_what_is_wanted() -> None:
-    coded = replace(serving(2), kind=Kind.COLBERT, efforts={"normal": Effort(16, 100)})
+    coded = replace(serving(2), kind=Kind.COLBERT, efforts={"normal": CALIBRATED})
     plan = Plan(
         collection=coded,
         request_id="r",
@@ -307,9 +309,14 @@ def test_an_effort_is_the_serving_generations_and_grows_with_what_is_wanted() ->
         clock=Clock(0, 1),
         how="normal",
     )
-    assert plan.effort == Effort(16, 100)
-    assert replace(plan, top_k=3).effort == Effort(16, 100)
-    assert replace(plan, top_k=95).effort == Effort(16, 1_000)
-    assert replace(plan, how="exhaustive").effort == Effort(0, 0)
+    long, dim = bytes(2 * coded.dim * 20), coded.dim
+    assert plan.effort(long) == CALIBRATED
+    assert replace(plan, top_k=3).effort(long) == CALIBRATED
+    assert replace(plan, top_k=95).effort(long).refined == 1_000
+    assert plan.effort(bytes(2 * dim * 3)).refined == 534
+    assert plan.effort(bytes(2 * dim)).refined == 1_600
+    # From here on scoring every document is cheaper.
+    assert replace(plan, top_k=20).effort(bytes(2 * dim)) == Effort()
+    assert replace(plan, how="exhaustive").effort(long) == Effort()
     # Gone back to a generation without centroids while the question was under way.
-    assert replace(plan, collection=replace(coded, efforts={})).effort == Effort(0, 0)
+    assert replace(plan, collection=replace(coded, efforts={})).effort(long) == Effort()

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n shoal/rpc/common/v1/common.proto\x12\x13shoal.rpc.common.v1\"m\n\x06Matrix\x12\x36\n\x0c\x65lement_type\x18\x01 \x01(\x0e\x32 .shoal.rpc.common.v1.ElementType\x12\x0c\n\x04rows\x18\x02 \x01(\r\x12\x0f\n\x07\x63olumns\x18\x03 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"\xce\x02\n\x12\x43ollectionSettings\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04uuid\x18\x02 \x01(\x0c\x12\x31\n\x04kind\x18\x03 \x01(\x0e\x32#.shoal.rpc.common.v1.CollectionKind\x12\x33\n\nsimilarity\x18\x04 \x01(\x0e\x32\x1f.shoal.rpc.common.v1.Similarity\x12\x0b\n\x03\x64im\x18\x05 \x01(\r\x12\x0f\n\x07\x65ncoder\x18\x06 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x07 \x01(\t\x12\r\n\x05index\x18\x08 \x01(\t\x12\x14\n\x0c\x63hunk_tokens\x18\t \x01(\r\x12\x15\n\rchunk_overlap\x18\n \x01(\r\x12\x11\n\tcard_json\x18\x0b \x01(\t\x12\x32\n\x04late\x18\x0c \x01(\x0b\x32$.shoal.rpc.common.v1.LateInteraction\"t\n\x0fLateInteraction\x12\x12\n\ncode_bytes\x18\x01 \x01(\r\x12\r\n\x05\x63odec\x18\x02 \x01(\t\x12\x10\n\x08train_at\x18\x03 \x01(\x04\x12,\n\x07\x65\x66\x66orts\x18\x04 \x03(\x0b\x32\x1b.shoal.rpc.common.v1.Effort\"G\n\x06\x45\x66\x66ort\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06probes\x18\x02 \x01(\r\x12\x0f\n\x07refined\x18\x03 \x01(\r\x12\x0e\n\x06recall\x18\x04 \x01(\x01\"\x97\x01\n\x06Status\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12;\n\x08metadata\x18\x03 \x03(\x0b\x32).shoal.rpc.common.v1.Status.MetadataEntry\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"-\n\x0cMissingShard\x12\r\n\x05shard\x18\x01 \x01(\r\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\xa1\x01\n\x08\x43overage\x12\x17\n\x0f\x64ocuments_total\x18\x01 \x01(\x04\x12\x19\n\x11\x64ocuments_covered\x18\x02 \x01(\x04\x12\x14\n\x0cshards_total\x18\x03 \x01(\r\x12\x17\n\x0fshards_answered\x18\x04 \x01(\r\x12\x32\n\x07missing\x18\x05 \x03(\x0b\x32!.shoal.rpc.common.v1.MissingShard\"\"\n\x04Span\x12\r\n\x05start\x18\x01 \x01(\r\x12\x0b\n\x03\x65nd\x18\x02 \x01(\r\"D\n\x08\x44ocument\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x0f\n\x07payload\x18\x04 \x01(\x0c\"\xbf\x01\n\x0cStageTimings\x12\x11\n\tencode_us\x18\x01 \x01(\x04\x12\x10\n\x08queue_us\x18\x02 \x01(\x04\x12\x12\n\nfan_out_us\x18\x03 \x01(\x04\x12\x10\n\x08merge_us\x18\x04 \x01(\x04\x12\x10\n\x08\x66\x65tch_us\x18\x05 \x01(\x04\x12\x10\n\x08total_us\x18\x06 \x01(\x04\x12\x15\n\rencode_cached\x18\x07 \x01(\x08\x12\x15\n\rtokens_scored\x18\x08 \x01(\x04\x12\x12\n\nexhaustive\x18\t \x01(\x08*\x98\x01\n\x0b\x45lementType\x12\x1c\n\x18\x45LEMENT_TYPE_UNSPECIFIED\x10\x00\x12\x14\n\x10\x45LEMENT_TYPE_F64\x10\x01\x12\x14\n\x10\x45LEMENT_TYPE_F32\x10\x02\x12\x14\n\x10\x45LEMENT_TYPE_F16\x10\x03\x12\x14\n\x10\x45LEMENT_TYPE_I16\x10\x04\x12\x13\n\x0f\x45LEMENT_TYPE_I8\x10\x05*j\n\x0e\x43ollectionKind\x12\x1f\n\x1b\x43OLLECTION_KIND_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x43OLLECTION_KIND_SINGLE\x10\x01\x12\x1b\n\x17\x43OLLECTION_KIND_COLBERT\x10\x02*f\n\nSimilarity\x12\x1a\n\x16SIMILARITY_UNSPECIFIED\x10\x00\x12\x15\n\x11SIMILARITY_COSINE\x10\x01\x12\x12\n\x0eSIMILARITY_DOT\x10\x02\x12\x11\n\rSIMILARITY_L2\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n shoal/rpc/common/v1/common.proto\x12\x13shoal.rpc.common.v1\"m\n\x06Matrix\x12\x36\n\x0c\x65lement_type\x18\x01 \x01(\x0e\x32 .shoal.rpc.common.v1.ElementType\x12\x0c\n\x04rows\x18\x02 \x01(\r\x12\x0f\n\x07\x63olumns\x18\x03 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"\xce\x02\n\x12\x43ollectionSettings\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04uuid\x18\x02 \x01(\x0c\x12\x31\n\x04kind\x18\x03 \x01(\x0e\x32#.shoal.rpc.common.v1.CollectionKind\x12\x33\n\nsimilarity\x18\x04 \x01(\x0e\x32\x1f.shoal.rpc.common.v1.Similarity\x12\x0b\n\x03\x64im\x18\x05 \x01(\r\x12\x0f\n\x07\x65ncoder\x18\x06 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x07 \x01(\t\x12\r\n\x05index\x18\x08 \x01(\t\x12\x14\n\x0c\x63hunk_tokens\x18\t \x01(\r\x12\x15\n\rchunk_overlap\x18\n \x01(\r\x12\x11\n\tcard_json\x18\x0b \x01(\t\x12\x32\n\x04late\x18\x0c \x01(\x0b\x32$.shoal.rpc.common.v1.LateInteraction\"\xb5\x01\n\x0fLateInteraction\x12\x12\n\ncode_bytes\x18\x01 \x01(\r\x12\r\n\x05\x63odec\x18\x02 \x01(\t\x12\x10\n\x08train_at\x18\x03 \x01(\x04\x12,\n\x07\x65\x66\x66orts\x18\x04 \x03(\x0b\x32\x1b.shoal.rpc.common.v1.Effort\x12\x13\n\x0bpool_factor\x18\x05 \x01(\r\x12\x17\n\x0fquestion_tokens\x18\x06 \x01(\r\x12\x11\n\tscan_from\x18\x07 \x01(\r\"G\n\x06\x45\x66\x66ort\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06probes\x18\x02 \x01(\r\x12\x0f\n\x07refined\x18\x03 \x01(\r\x12\x0e\n\x06recall\x18\x04 \x01(\x01\"\x97\x01\n\x06Status\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12;\n\x08metadata\x18\x03 \x03(\x0b\x32).shoal.rpc.common.v1.Status.MetadataEntry\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"-\n\x0cMissingShard\x12\r\n\x05shard\x18\x01 \x01(\r\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\xa1\x01\n\x08\x43overage\x12\x17\n\x0f\x64ocuments_total\x18\x01 \x01(\x04\x12\x19\n\x11\x64ocuments_covered\x18\x02 \x01(\x04\x12\x14\n\x0cshards_total\x18\x03 \x01(\r\x12\x17\n\x0fshards_answered\x18\x04 \x01(\r\x12\x32\n\x07missing\x18\x05 \x03(\x0b\x32!.shoal.rpc.common.v1.MissingShard\"\"\n\x04Span\x12\r\n\x05start\x18\x01 \x01(\r\x12\x0b\n\x03\x65nd\x18\x02 \x01(\r\"D\n\x08\x44ocument\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x0f\n\x07payload\x18\x04 \x01(\x0c\"\xbf\x01\n\x0cStageTimings\x12\x11\n\tencode_us\x18\x01 \x01(\x04\x12\x10\n\x08queue_us\x18\x02 \x01(\x04\x12\x12\n\nfan_out_us\x18\x03 \x01(\x04\x12\x10\n\x08merge_us\x18\x04 \x01(\x04\x12\x10\n\x08\x66\x65tch_us\x18\x05 \x01(\x04\x12\x10\n\x08total_us\x18\x06 \x01(\x04\x12\x15\n\rencode_cached\x18\x07 \x01(\x08\x12\x15\n\rtokens_scored\x18\x08 \x01(\x04\x12\x12\n\nexhaustive\x18\t \x01(\x08*\x98\x01\n\x0b\x45lementType\x12\x1c\n\x18\x45LEMENT_TYPE_UNSPECIFIED\x10\x00\x12\x14\n\x10\x45LEMENT_TYPE_F64\x10\x01\x12\x14\n\x10\x45LEMENT_TYPE_F32\x10\x02\x12\x14\n\x10\x45LEMENT_TYPE_F16\x10\x03\x12\x14\n\x10\x45LEMENT_TYPE_I16\x10\x04\x12\x13\n\x0f\x45LEMENT_TYPE_I8\x10\x05*j\n\x0e\x43ollectionKind\x12\x1f\n\x1b\x43OLLECTION_KIND_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x43OLLECTION_KIND_SINGLE\x10\x01\x12\x1b\n\x17\x43OLLECTION_KIND_COLBERT\x10\x02*f\n\nSimilarity\x12\x1a\n\x16SIMILARITY_UNSPECIFIED\x10\x00\x12\x15\n\x11SIMILARITY_COSINE\x10\x01\x12\x12\n\x0eSIMILARITY_DOT\x10\x02\x12\x11\n\rSIMILARITY_L2\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,32 +33,32 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_STATUS_METADATAENTRY']._loaded_options = None
   _globals['_STATUS_METADATAENTRY']._serialized_options = b'8\001'
-  _globals['_ELEMENTTYPE']._serialized_start=1362
-  _globals['_ELEMENTTYPE']._serialized_end=1514
-  _globals['_COLLECTIONKIND']._serialized_start=1516
-  _globals['_COLLECTIONKIND']._serialized_end=1622
-  _globals['_SIMILARITY']._serialized_start=1624
-  _globals['_SIMILARITY']._serialized_end=1726
+  _globals['_ELEMENTTYPE']._serialized_start=1428
+  _globals['_ELEMENTTYPE']._serialized_end=1580
+  _globals['_COLLECTIONKIND']._serialized_start=1582
+  _globals['_COLLECTIONKIND']._serialized_end=1688
+  _globals['_SIMILARITY']._serialized_start=1690
+  _globals['_SIMILARITY']._serialized_end=1792
   _globals['_MATRIX']._serialized_start=57
   _globals['_MATRIX']._serialized_end=166
   _globals['_COLLECTIONSETTINGS']._serialized_start=169
   _globals['_COLLECTIONSETTINGS']._serialized_end=503
-  _globals['_LATEINTERACTION']._serialized_start=505
-  _globals['_LATEINTERACTION']._serialized_end=621
-  _globals['_EFFORT']._serialized_start=623
-  _globals['_EFFORT']._serialized_end=694
-  _globals['_STATUS']._serialized_start=697
-  _globals['_STATUS']._serialized_end=848
-  _globals['_STATUS_METADATAENTRY']._serialized_start=801
-  _globals['_STATUS_METADATAENTRY']._serialized_end=848
-  _globals['_MISSINGSHARD']._serialized_start=850
-  _globals['_MISSINGSHARD']._serialized_end=895
-  _globals['_COVERAGE']._serialized_start=898
-  _globals['_COVERAGE']._serialized_end=1059
-  _globals['_SPAN']._serialized_start=1061
-  _globals['_SPAN']._serialized_end=1095
-  _globals['_DOCUMENT']._serialized_start=1097
-  _globals['_DOCUMENT']._serialized_end=1165
-  _globals['_STAGETIMINGS']._serialized_start=1168
-  _globals['_STAGETIMINGS']._serialized_end=1359
+  _globals['_LATEINTERACTION']._serialized_start=506
+  _globals['_LATEINTERACTION']._serialized_end=687
+  _globals['_EFFORT']._serialized_start=689
+  _globals['_EFFORT']._serialized_end=760
+  _globals['_STATUS']._serialized_start=763
+  _globals['_STATUS']._serialized_end=914
+  _globals['_STATUS_METADATAENTRY']._serialized_start=867
+  _globals['_STATUS_METADATAENTRY']._serialized_end=914
+  _globals['_MISSINGSHARD']._serialized_start=916
+  _globals['_MISSINGSHARD']._serialized_end=961
+  _globals['_COVERAGE']._serialized_start=964
+  _globals['_COVERAGE']._serialized_end=1125
+  _globals['_SPAN']._serialized_start=1127
+  _globals['_SPAN']._serialized_end=1161
+  _globals['_DOCUMENT']._serialized_start=1163
+  _globals['_DOCUMENT']._serialized_end=1231
+  _globals['_STAGETIMINGS']._serialized_start=1234
+  _globals['_STAGETIMINGS']._serialized_end=1425
 # @@protoc_insertion_point(module_scope)

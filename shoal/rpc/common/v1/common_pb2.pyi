@@ -228,6 +228,9 @@ class LateInteraction(_message.Message):
     CODEC_FIELD_NUMBER: _builtins.int
     TRAIN_AT_FIELD_NUMBER: _builtins.int
     EFFORTS_FIELD_NUMBER: _builtins.int
+    POOL_FACTOR_FIELD_NUMBER: _builtins.int
+    QUESTION_TOKENS_FIELD_NUMBER: _builtins.int
+    SCAN_FROM_FIELD_NUMBER: _builtins.int
     code_bytes: _builtins.int
     """Residual bytes of a token in a quantised generation: 4, 8, 16 or 32."""
     codec: _builtins.str
@@ -236,6 +239,14 @@ class LateInteraction(_message.Message):
     """
     train_at: _builtins.int
     """Tokens at which a codec is trained while documents still stream in."""
+    pool_factor: _builtins.int
+    """Tokens of a passage whose encoded vectors become one, on average; 0 and 1 keep them all."""
+    question_tokens: _builtins.int
+    """Tokens of the questions that the efforts were calibrated with: a shorter question looks
+    deeper in proportion, for more documents are about as near to it.
+    """
+    scan_from: _builtins.int
+    """Documents to be scored by their codes from which scoring every one is cheaper, and done."""
     @_builtins.property
     def efforts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Effort]:
         """How hard a search may look, from the least to the most; empty: every
@@ -249,10 +260,13 @@ class LateInteraction(_message.Message):
         codec: _builtins.str = ...,
         train_at: _builtins.int = ...,
         efforts: _abc.Iterable[Global___Effort] | None = ...,
+        pool_factor: _builtins.int = ...,
+        question_tokens: _builtins.int = ...,
+        scan_from: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["code_bytes", b"code_bytes", "codec", b"codec", "efforts", b"efforts", "train_at", b"train_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code_bytes", b"code_bytes", "codec", b"codec", "efforts", b"efforts", "pool_factor", b"pool_factor", "question_tokens", b"question_tokens", "scan_from", b"scan_from", "train_at", b"train_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1270,6 +1270,7 @@ class CreateCollectionRequest(_message.Message):
     SHARDS_FIELD_NUMBER: _builtins.int
     CODE_BYTES_FIELD_NUMBER: _builtins.int
     TRAIN_AT_FIELD_NUMBER: _builtins.int
+    POOL_FACTOR_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """[a-z0-9][a-z0-9_-]{0,63}"""
     kind: _common_pb2.CollectionKind.ValueType
@@ -1294,6 +1295,10 @@ class CreateCollectionRequest(_message.Message):
     """Kind colbert: residual bytes of a token, 4, 8, 16 or 32; 0 means 8."""
     train_at: _builtins.int
     """Kind colbert: tokens at which a codec is trained; 0 means 2,000,000."""
+    pool_factor: _builtins.int
+    """Kind colbert: near token vectors of a passage become their mean, 1 from so many; 1 to 3,
+    0 means 1.
+    """
     def __init__(
         self,
         *,
@@ -1307,10 +1312,11 @@ class CreateCollectionRequest(_message.Message):
         shards: _builtins.int = ...,
         code_bytes: _builtins.int = ...,
         train_at: _builtins.int = ...,
+        pool_factor: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_chunk_tokens", b"_chunk_tokens", "chunk_tokens", b"chunk_tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_chunk_tokens", b"_chunk_tokens", "chunk_tokens", b"chunk_tokens", "code_bytes", b"code_bytes", "dim", b"dim", "encoder", b"encoder", "index", b"index", "kind", b"kind", "name", b"name", "shards", b"shards", "similarity", b"similarity", "train_at", b"train_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_chunk_tokens", b"_chunk_tokens", "chunk_tokens", b"chunk_tokens", "code_bytes", b"code_bytes", "dim", b"dim", "encoder", b"encoder", "index", b"index", "kind", b"kind", "name", b"name", "pool_factor", b"pool_factor", "shards", b"shards", "similarity", b"similarity", "train_at", b"train_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__chunk_tokens: _TypeAlias = _typing.Literal["chunk_tokens"]  # noqa: Y015
     _WhichOneofArgType__chunk_tokens: _TypeAlias = _typing.Literal["_chunk_tokens", b"_chunk_tokens"]  # noqa: Y015
@@ -1727,6 +1733,8 @@ class ShardInfo(_message.Message):
     TOKENS_FIELD_NUMBER: _builtins.int
     TOKEN_BYTES_FIELD_NUMBER: _builtins.int
     CODEC_FIELD_NUMBER: _builtins.int
+    NEW_TOKENS_FIELD_NUMBER: _builtins.int
+    FAR_TOKENS_FIELD_NUMBER: _builtins.int
     shard: _builtins.int
     """Shard number."""
     server: _builtins.str
@@ -1757,6 +1765,12 @@ class ShardInfo(_message.Message):
     """Kind colbert: bytes of the tokens as kept, offsets included."""
     codec: _builtins.str
     """Kind colbert: what keeps the tokens: "fixed-point", "pq8, 4096 centroids"."""
+    new_tokens: _builtins.int
+    """Kind colbert: tokens that users wrote since the server opened the shard."""
+    far_tokens: _builtins.int
+    """Of them, those farther from their centroid than three in four of the tokens that the codec
+    was trained on: where they are many more than a quarter, a rebuild is due.
+    """
     @_builtins.property
     def indexes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """FAISS factory strings of the segments, oldest first."""
@@ -1779,10 +1793,12 @@ class ShardInfo(_message.Message):
         tokens: _builtins.int = ...,
         token_bytes: _builtins.int = ...,
         codec: _builtins.str = ...,
+        new_tokens: _builtins.int = ...,
+        far_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["codec", b"codec", "detail", b"detail", "documents", b"documents", "index_bytes", b"index_bytes", "indexes", b"indexes", "loss", b"loss", "passages", b"passages", "position", b"position", "recall", b"recall", "server", b"server", "shard", b"shard", "state", b"state", "tail_passages", b"tail_passages", "token_bytes", b"token_bytes", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["codec", b"codec", "detail", b"detail", "documents", b"documents", "far_tokens", b"far_tokens", "index_bytes", b"index_bytes", "indexes", b"indexes", "loss", b"loss", "new_tokens", b"new_tokens", "passages", b"passages", "position", b"position", "recall", b"recall", "server", b"server", "shard", b"shard", "state", b"state", "tail_passages", b"tail_passages", "token_bytes", b"token_bytes", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1362,6 +1362,8 @@ class ShardStatus(_message.Message):
     TOKEN_BYTES_FIELD_NUMBER: _builtins.int
     CODEC_FIELD_NUMBER: _builtins.int
     WRITERS_FIELD_NUMBER: _builtins.int
+    NEW_TOKENS_FIELD_NUMBER: _builtins.int
+    FAR_TOKENS_FIELD_NUMBER: _builtins.int
     state: Global___ShardState.ValueType
     """Whether it answers."""
     documents: _builtins.int
@@ -1386,6 +1388,12 @@ class ShardStatus(_message.Message):
     """Kind colbert: what keeps the tokens: "fixed-point", "pq8, 4096 centroids"."""
     writers: Global___Writers.ValueType
     """Whose writes it takes."""
+    new_tokens: _builtins.int
+    """Kind colbert: tokens that users wrote since the server opened the shard."""
+    far_tokens: _builtins.int
+    """Of them, those farther from their centroid than three in four of the tokens that the codec
+    was trained on.
+    """
     @_builtins.property
     def key(self) -> Global___ShardKey:
         """The shard."""
@@ -1411,10 +1419,12 @@ class ShardStatus(_message.Message):
         token_bytes: _builtins.int = ...,
         codec: _builtins.str = ...,
         writers: Global___Writers.ValueType = ...,
+        new_tokens: _builtins.int = ...,
+        far_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["codec", b"codec", "detail", b"detail", "documents", b"documents", "key", b"key", "loss", b"loss", "passages", b"passages", "position", b"position", "segments", b"segments", "state", b"state", "tail_passages", b"tail_passages", "token_bytes", b"token_bytes", "tokens", b"tokens", "writer_epoch", b"writer_epoch", "writers", b"writers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["codec", b"codec", "detail", b"detail", "documents", b"documents", "far_tokens", b"far_tokens", "key", b"key", "loss", b"loss", "new_tokens", b"new_tokens", "passages", b"passages", "position", b"position", "segments", b"segments", "state", b"state", "tail_passages", b"tail_passages", "token_bytes", b"token_bytes", "tokens", b"tokens", "writer_epoch", b"writer_epoch", "writers", b"writers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
