@@ -39,3 +39,22 @@ def single(result: dict[str, Any], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
+
+
+def late(result: dict[str, Any], path: Path) -> None:
+    """Latency against overlap with exact MaxSim, one curve per system."""
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    for name, system in result["systems"].items():
+        curve = system.get("curve", [])
+        axes.plot(
+            [point["overlap@10 with exact"] for point in curve],
+            [point["p50_ms"] for point in curve],
+            marker="o",
+            label=name,
+        )
+    axes.set(xlabel="overlap@10 with exact MaxSim", ylabel="p50, ms", yscale="log")
+    axes.set_title(f"{result['corpus']}: {result['tokens']:,} tokens, in process")
+    axes.legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)

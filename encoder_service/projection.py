@@ -1,17 +1,16 @@
-"""Fits the projection of a late-interaction model: principal directions of token vectors.
+"""Fits the projection of a late-interaction model: principal directions of its vocabulary.
 
-The directions are those of the second moment of unit token vectors, uncentred, so that dot
-products between tokens, which MaxSim sums, are kept as well as a linear map can.
+Every whole word of the vocabulary is encoded by itself. The directions are those of the second
+moment of the words' unit vectors, uncentred, so that dot products between tokens, which MaxSim
+sums, are kept as well as a linear map can. No text is needed, and none is favoured.
 Source: Pearson, On lines and planes of closest fit (1901).
 
 Example:
-    python -m encoder_service.projection all-minilm-l6-v2 96 corpus.jsonl.gz model.safetensors
+    python -m encoder_service.projection all-minilm-l6-v2 96 model.safetensors
 """
 
 import argparse
 import dataclasses
-import gzip
-import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -31,7 +30,9 @@ from encoder_service.core.vectors import finish
 from encoder_service.prepare import prepare_document
 from shoal.types import Float32Matrix
 
-_BATCH = 16
+_BATCH = 256
+_ALONE = 3
+"""Tokens of a word that is one token, with what the encoder puts around it."""
 
 
 def principal_directions(moment: NDArray[np.float64], count: int) -> Float32Matrix:
@@ -66,24 +67,22 @@ def second_moment(backend: Backend, card: Card, texts: Sequence[ModelInput]) -> 
     return total / tokens
 
 
-def _texts(layout: Layout, corpus: Path) -> Iterator[ModelInput]:
-    card = layout.card
-    tokenizer = Tokenizer(layout.transformer / "tokenizer.json", card.lowercase)
-    tokenizer.prepare_cut(card.max_document_tokens)
-    with gzip.open(corpus, "rt", encoding="utf-8") as lines:
-        for line in lines:
-            item = json.loads(line)
-            whole = prepare_document(card, tokenizer, item["title"], item["text"], (0, 0))
-            ids = whole.inputs[0].ids
-            yield ModelInput(ids, len(ids), np.ones(len(ids), np.bool_))
+def _words(layout: Layout) -> Iterator[ModelInput]:
+    """Each word of two letters or more that is one token, alone; special tokens are not kept."""
+    tokenizer = Tokenizer(layout.transformer / "tokenizer.json", layout.card.lowercase)
+    tokenizer.prepare_cut(layout.card.max_document_tokens)
+    for word in sorted(tokenizer.vocabulary):
+        if len(word) > 1 and word.isalpha():
+            ids = prepare_document(layout.card, tokenizer, "", word, (0, 0)).inputs[0].ids
+            if len(ids) == _ALONE:
+                yield ModelInput(ids, len(ids), np.array([False, True, False]))
 
 
 def main() -> None:
-    """Reads a BEIR corpus, writes `linear.weight` float32[dim, hidden]."""
+    """Writes `linear.weight` float32[dim, hidden]."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("encoder", help="whose transformer: a built-in name or a folder")
     parser.add_argument("dim", type=int)
-    parser.add_argument("corpus", type=Path, help="corpus.jsonl.gz")
     parser.add_argument("out", type=Path)
     arguments = parser.parse_args()
     configure_threads(len(os.sched_getaffinity(0)))
@@ -91,7 +90,7 @@ def main() -> None:
     every_token = dataclasses.replace(layout.card, pooling=Pooling.NONE, dense=())
     layout = Layout(every_token, layout.transformer, ())
     backend = TorchBackend(layout, "cpu", "fp32")
-    moment = second_moment(backend, layout.card, list(_texts(layout, arguments.corpus)))
+    moment = second_moment(backend, layout.card, list(_words(layout)))
     directions = principal_directions(moment, arguments.dim)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     save_file({"linear.weight": directions}, arguments.out)

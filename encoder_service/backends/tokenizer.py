@@ -65,6 +65,11 @@ class Tokenizer:
             rust.normalizer = normalizers.Sequence(before + own)
         return rust
 
+    @property
+    def vocabulary(self) -> frozenset[str]:
+        """Every token as the vocabulary has it."""
+        return frozenset(self._whole.get_vocab())
+
     def prepare_cut(self, max_tokens: int) -> None:
         """Makes cutting at `max_tokens` possible; called before threads share this."""
         if max_tokens not in self._cutting:

@@ -1,0 +1,1 @@
+"""Late interaction beside its peers, in process, over the same token vectors."""
