@@ -42,7 +42,7 @@ BENCH_VENV := .bench-venv
 BENCH_DATA ?= ../shared/data
 
 .PHONY: bench-peers bench-single bench-quality bench-ingest bench-encoder bench-tokens bench-maxsim \
-	bench-colbert
+	bench-colbert bench-late-peers bench-late-scale
 
 bench-peers: $(BENCH_VENV)/.installed
 
@@ -75,3 +75,16 @@ bench-maxsim: install
 
 bench-colbert: install
 	$(BIN)/python -m bench.colbert --data $(BENCH_DATA)
+
+# The peers of late interaction bring gigabytes of CUDA along, and take an hour to build.
+BENCH_LATE := .bench-late
+bench-late-peers: install $(BENCH_LATE)/.installed
+	$(BIN)/python -m bench.late_peers --data $(BENCH_DATA)
+
+$(BENCH_LATE)/.installed: bench/late/requirements.txt
+	$(PYTHON) -m venv $(BENCH_LATE)
+	$(BENCH_LATE)/bin/pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+
+bench-late-scale: install
+	$(BIN)/python -m bench.late_scale --data $(BENCH_DATA)

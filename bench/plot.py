@@ -58,3 +58,17 @@ def late(result: dict[str, Any], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
+
+
+def late_scale(result: dict[str, Any], path: Path) -> None:
+    """What a question of late interaction costs one shard, by tokens."""
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    sizes = list(result["sizes"].values())
+    tokens = [size["tokens"] for size in sizes]
+    for name, label in (("normal", "normal effort"), ("every_document", "every document")):
+        axes.plot(tokens, [size[f"{name}_ms"]["p50"] for size in sizes], marker="o", label=label)
+    axes.set(xlabel="tokens of the shard", ylabel="p50, ms, one core", xscale="log", yscale="log")
+    axes.legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
