@@ -350,15 +350,12 @@ class Client:
                 bring your own vectors; empty for the built-in default.
             dim: columns of the vectors; needed with encoder "none".
             index: "auto", "flat", "hnsw" or "ivf-pq".
-            chunk_tokens: tokens of one passage; 0 turns chunking off, None is
-                the default.
+            chunk_tokens: tokens of one passage; 0 turns chunking off, None is the default.
             similarity: "cosine", "dot" or "l2"; empty for the encoder's own.
             shards: None for the cluster's default.
             code_bytes: kind colbert: residual bytes of a token, 4, 8, 16 or 32; None is 8.
-            train_at: kind colbert: tokens at which a codec is trained while documents
-                stream in; None is 2,000,000.
-            pool_factor: kind colbert: near token vectors of a passage become their mean, on
-                average 1 from so many; 1 to 3; None is 1, which keeps them all.
+            train_at: kind colbert: tokens at which to train during an ingest; None: 2,000,000.
+            pool_factor: kind colbert: token vectors that become one, 1 to 3; None is 1.
             deadline_s: seconds; loading an encoder takes some.
 
         Raises:
@@ -410,9 +407,8 @@ class Client:
             name: the collection.
             shards: of the next generation; None keeps their number, as with the others.
             index: kind single: "auto", "flat", "hnsw" or "ivf-pq".
-            encoder: a built-in name, a folder, or "hub/id@revision": every text is
-                encoded anew.
-            code_bytes: kind colbert: residual bytes of a token, 4, 8, 16 or 32.
+            encoder: as in `create_collection`: every text is encoded anew.
+            code_bytes: kind colbert: as in `create_collection`.
             deadline_s: time for the call, not for the build.
 
         Raises:
