@@ -69,17 +69,20 @@ bench-encoder: install
 
 bench-tokens: install
 	$(BIN)/python -m bench.tokens --data $(BENCH_DATA)
+	$(BIN)/python -m bench.page
 
 bench-maxsim: install
 	$(BIN)/python -m bench.maxsim
 
 bench-colbert: install
 	$(BIN)/python -m bench.colbert --data $(BENCH_DATA)
+	$(BIN)/python -m bench.page
 
 # The peers of late interaction bring gigabytes of CUDA along, and take an hour to build.
 BENCH_LATE := .bench-late
 bench-late-peers: install $(BENCH_LATE)/.installed
 	$(BIN)/python -m bench.late_peers --data $(BENCH_DATA)
+	$(BIN)/python -m bench.page
 
 $(BENCH_LATE)/.installed: bench/late/requirements.txt
 	$(PYTHON) -m venv $(BENCH_LATE)
@@ -88,3 +91,4 @@ $(BENCH_LATE)/.installed: bench/late/requirements.txt
 
 bench-late-scale: install
 	$(BIN)/python -m bench.late_scale --data $(BENCH_DATA)
+	$(BIN)/python -m bench.page

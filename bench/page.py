@@ -5,10 +5,11 @@ Example:
 """
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from bench import page_late
+from bench.page_parts import bars, surroundings, table
 from bench.report import RESULTS, ROOT
 
 PAGE = ROOT / "docs" / "performance.md"
@@ -25,6 +26,9 @@ it: read the ratios, which are of one run on the same cores, load generator incl
 | `make bench-ingest` | documents a second as a collection grows, fsyncs, memory | 3 min |
 | `make bench-encoder` | one encoder: rate, drift, quality by chunking; a GPU if any | 40 min |
 | `make bench-tokens` | exact MaxSim over token vectors of both corpora | 10 min |
+| `make bench-colbert` | kind colbert through gRPC on SciFact: latency, recall, bytes | 15 min |
+| `make bench-late-peers` | kind colbert beside xtr-warp-rs and fast-plaid, in process | 2 h |
+| `make bench-late-scale` | kind colbert by corpus size, to 300,000 documents | 15 min |
 | `make bench-maxsim` | the MaxSim kernels: tokens a second on one core | 1 min |
 
 `BENCH_DATA` names the folder that holds the two corpora in BEIR's layout; without it, single and
@@ -43,39 +47,6 @@ cores, in batches of 64; the better of OpenMP and one call per thread counts. h2
 gRPC statuses: errors show in the bytes of the replies and in the router's own counters, and all
 answers are compared before and after.
 """
-
-
-def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
-    """A Markdown table."""
-    lines = [list(head)]
-    lines += [["---"] * len(lines[0])]
-    lines += [[str(cell) for cell in row] for row in rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def surroundings(result: dict[str, Any]) -> str:
-    """Where and at which commit a result was measured."""
-    machine, versions = result["machine"], result["versions"]
-    return (
-        f"{result['date']}, commit `{result['commit'][:12]}`{result['commit'][40:]}, "
-        f"{machine['cores']} cores of {machine['processor']}, load average at start "
-        f"{machine['load_average_at_start']}, Python {versions['python']}, "
-        f"grpcio {versions['grpcio']}, faiss {versions['faiss-cpu']}."
-    )
-
-
-def bars(result: dict[str, Any]) -> str:
-    """What was to be reached."""
-    rows = [
-        (
-            line["name"],
-            f"{line['value']:.3g}",
-            f">= {line['least']:.3g}" if "least" in line else f"<= {line['most']:.3g}",
-            "yes" if line["reached"] else "**no**",
-        )
-        for line in result["bars"]
-    ]
-    return table(("figure", "measured", "wanted", "reached"), rows)
 
 
 def single(result: dict[str, Any]) -> str:
@@ -229,7 +200,15 @@ def ingest(result: dict[str, Any]) -> str:
     )
 
 
-SECTIONS = {"single": single, "quality": quality, "ingest": ingest}
+SECTIONS = {
+    "single": single,
+    "quality": quality,
+    "ingest": ingest,
+    "tokens": page_late.tokens,
+    "colbert": page_late.colbert,
+    "late-peers-scifact": page_late.peers,
+    "late_scale": page_late.scale,
+}
 
 
 def render(results: Path = RESULTS) -> str:
@@ -240,7 +219,8 @@ def render(results: Path = RESULTS) -> str:
         if file.exists():
             parts.append(section(json.loads(file.read_text())) + "\n")
         else:
-            parts.append(f"## {name.capitalize()}\n\nNot measured: `make bench-{name}`.\n")
+            command = name.removesuffix("-scifact").replace("_", "-")
+            parts.append(f"## {command.capitalize()}\n\nNot measured: `make bench-{command}`.\n")
     return "\n".join(parts)
 
 
