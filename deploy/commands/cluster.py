@@ -23,14 +23,13 @@ from deploy.commands.output import (
     show,
     table,
 )
+from deploy.core.diagnosis import DRIFTED
 
 if TYPE_CHECKING:
     from deploy.backend import ClusterFile
     from shoal.client.model import ClusterStatus, CollectionInfo
 
 _POLL_S = 0.2
-_DRIFTED = 0.4
-"""Share of new tokens far from their centroids, 0.25 where nothing changes, that is drift."""
 
 DataOption = Annotated[
     Path,
@@ -236,7 +235,7 @@ def _show_late(collection: CollectionInfo) -> None:
     new = sum(shard.new_tokens for shard in collection.shards)
     if new and codec != "fixed-point":
         far = sum(shard.far_tokens for shard in collection.shards) / new
-        due = ": a rebuild is due" if far > _DRIFTED else ""
+        due = ": a rebuild is due" if far > DRIFTED else ""
         typer.echo(f"{far:.1%} of {new:,} new tokens are far from their centroids{due}")
     for effort in collection.efforts:
         how = "every document" if not effort.refined else f"{effort.refined:,} documents"

@@ -142,6 +142,16 @@ def test_questions_that_cannot_be(running: Cluster) -> None:
             client.search("one", vector=[1.0, 2.0, 3.0], effort="low")
 
 
+def test_the_doctor_sees_machine_and_cluster(running: Cluster) -> None:
+    shown = run_shoal("doctor", "--data", str(running.data), "--target", running.target, "--json")
+    assert shown.returncode == 0, shown.stdout + shown.stderr
+    found = {each["check"]: each for each in json.loads(shown.stdout)["checks"]}
+    assert found["processes"]["verdict"] == "ok"
+    assert found["collection notes"]["verdict"] == "ok"
+    nobody = run_shoal("doctor", "--target", "127.0.0.1:1", "--json")
+    assert '"check": "cluster", "verdict": "warn"' in nobody.stdout
+
+
 def test_the_command_explains(running: Cluster, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     target = ("--target", running.target)
