@@ -187,7 +187,9 @@ class Administration:
         else:
             model = await self._model(wish.encoder)
             settings = new_record(settle(wish, model), record.settings.uuid).settings
-        return await self._generations.begin(record, settings, wish.shards)
+        # Codes are copied as they are where nothing but their place changes.
+        moves = bool(request.shards) and not (request.encoder or request.code_bytes)
+        return await self._generations.begin(record, settings, wish.shards, keeps_codec=moves)
 
     async def rollback(self, name: str) -> Record:
         """Serves the generation before again; gives its record.

@@ -28,7 +28,7 @@ ENCODED = 32
 """Documents that an encoder gets at a time: two such messages keep it busy."""
 _AT_ONCE = 4
 _ENCODE_TIMEOUT_S = 600.0
-Rows = NDArray[np.float16] | Float32Matrix
+Rows = NDArray[np.float16] | NDArray[np.uint8] | Float32Matrix
 
 
 class Copier:
@@ -108,13 +108,14 @@ class Copier:
         elif versions:
             rows = matrix_from_message(exported.vectors)
             counts = [_rows_of(version) for version in versions]
-            await self._write(versions, np.split(rows, np.cumsum(counts)[:-1]))
+            await self._write(versions, np.split(rows, np.cumsum(counts)[:-1]), exported.codec)
 
     @property
     def _encodes(self) -> bool:
-        """Texts are encoded: the encoder is another, or only codes are kept."""
+        """Texts are encoded: the encoder is another, or only codes of another codec are kept."""
         source, target = self._source.record.settings, self._target.record.settings
-        return bool(source.fingerprint != target.fingerprint or source.late.codec)
+        recoded = bool(source.late.codec) and source.late.codec != target.late.codec
+        return recoded or source.fingerprint != target.fingerprint
 
     async def _write_encoded(self, versions: Sequence[shard_pb2.DocumentVersion]) -> None:
         """Writes documents with their texts encoded anew."""
@@ -130,7 +131,10 @@ class Copier:
         await self._write(fresh, [encoded.vectors for encoded in found])
 
     async def _write(
-        self, versions: Sequence[shard_pb2.DocumentVersion], rows: Sequence[Rows]
+        self,
+        versions: Sequence[shard_pb2.DocumentVersion],
+        rows: Sequence[Rows],
+        codec: str = "",
     ) -> None:
         owners: dict[int, list[int]] = {}
         for place, version in enumerate(versions):
@@ -142,6 +146,7 @@ class Copier:
                 versions=[versions[place] for place in places],
                 vectors=matrix_to_message(np.concatenate([rows[place] for place in places])),
                 from_builder=True,
+                codec=codec,
             )
             reply = await self._target.call(shard, "Write", request)
             for status in reply.statuses:

@@ -159,7 +159,12 @@ class Generations:
             await self.begin(record, record.settings, len(record.collection.shards))
 
     async def begin(
-        self, record: Record, settings: common_pb2.CollectionSettings, shards: int
+        self,
+        record: Record,
+        settings: common_pb2.CollectionSettings,
+        shards: int,
+        *,
+        keeps_codec: bool = False,
     ) -> Record:
         """Records the next generation; the builder finds it there.
 
@@ -167,14 +172,18 @@ class Generations:
             record: of the generation that serves.
             settings: of the next.
             shards: of the next.
+            keeps_codec: a trained codec and its efforts are to serve on, if there is one.
         """
-        trains = settings.kind == common_pb2.COLLECTION_KIND_COLBERT and (
-            bool(record.settings.late.codec) or self._tokens(record) >= LEAST_TOKENS
+        keeps = keeps_codec and bool(record.settings.late.codec)
+        trains = not keeps and (
+            settings.kind == common_pb2.COLLECTION_KIND_COLBERT
+            and (bool(record.settings.late.codec) or self._tokens(record) >= LEAST_TOKENS)
         )
         fresh = common_pb2.CollectionSettings()
         fresh.CopyFrom(settings)
-        fresh.late.codec = ""
-        del fresh.late.efforts[:]
+        if not keeps:
+            fresh.late.codec = ""
+            del fresh.late.efforts[:]
         if fresh.kind != common_pb2.COLLECTION_KIND_COLBERT:
             fresh.ClearField("late")
         following = next_record(record, fresh, shards, trains=trains)
@@ -277,7 +286,7 @@ class Generations:
         for _ in range(_PASSES):
             if await copier.once() <= _CLOSE:
                 break
-        if target.record.settings.late.codec:
+        if target.record.settings.late.codec != source.record.settings.late.codec:
             await self._calibrate(source, target)
         await self._flip(source, target, copier)
 

@@ -50,6 +50,7 @@ def export(
     vectors = [each for _, each in found if each is not None]
     if vectors:
         response.vectors.CopyFrom(_matrix(vectors))
+        response.codec = shard.spec.codec
     check_limit("max_message_bytes", response.ByteSize(), limits.max_message_bytes)
     return response
 

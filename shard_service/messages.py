@@ -264,7 +264,9 @@ def check_write(
     if len(passages) and int(passages.min()) < 1:
         raise MalformedMessage("a version has 1 passage or more")
     rows = matrix_from_message(request.vectors)
-    if len(rows) and rows.shape[1] != spec.dim:
+    if request.codec:
+        _check_codes(shard, request)
+    elif len(rows) and rows.shape[1] != spec.dim:
         error = DimensionMismatch(
             f"the vector has {rows.shape[1]} columns, the collection has {spec.dim}",
             expected=spec.dim,
@@ -292,6 +294,26 @@ def check_write(
     return WriteOperation(accepted, vectors, len(vectors.rows), far), errors
 
 
+def _check_codes(shard: Shard, request: shard_pb2.WriteRequest) -> None:
+    if not request.from_builder:
+        raise MalformedMessage("codes are the builder's alone to write; send vectors")
+    if request.codec != shard.spec.codec:
+        raise InvalidRequest(
+            f"the codes are of codec {request.codec[:16]}, the generation's is "
+            f"{shard.spec.codec[:16] or 'none'}",
+            field="codec",
+        )
+
+
+def _copied(layout: TokenLayout, rows: NDArray[Any], starts: NDArray[np.int64]) -> TokenVectors:
+    if rows.dtype != np.uint8:
+        raise MalformedMessage(f"codes are U8, not {rows.dtype.name}")
+    try:
+        return layout.vectors(rows, starts)
+    except ValueError as error:
+        raise MalformedMessage(f"these are no codes: {error}") from error
+
+
 def _vectors(
     shard: Shard,
     request: shard_pb2.WriteRequest,
@@ -307,9 +329,11 @@ def _vectors(
         )
         if len(counts) != row_starts[-1] or int(counts.sum()) != len(rows):
             raise MalformedMessage("row_counts must give every passage its rows of vectors")
+        starts = starts_of(counts)
+        if request.codec:
+            return _copied(layout, rows, starts), [None] * len(ids)
         if rows.dtype != np.float16:
             raise MalformedMessage(f"token vectors to store are F16, not {rows.dtype.name}")
-        starts = starts_of(counts)
         found = token_errors(ids, starts[row_starts], rows)
         if any(found):
             rows = np.nan_to_num(rows, posinf=0.0, neginf=0.0).clip(-1.0, 1.0)

@@ -377,7 +377,9 @@ def _apply_writes(
 ) -> None:
     if not waiting:
         return
-    first, *others = (layout.read(record.vectors, record.version.passages) for _, record in waiting)
+    first, *others = (
+        layout.read(record.vectors, record.version.passages).kept() for _, record in waiting
+    )
     state.write(
         Writes(
             [record.version for _, record in waiting],

@@ -15,6 +15,7 @@ from shard_service.core.table import Table, TokenTable
 from shard_service.core.token_codec import TokenCodec
 from shard_service.core.token_tail import TokenTail
 from shard_service.core.vectors import (
+    Rows,
     TokenVectors,
     starts_of,
     token_rows_from_bytes,
@@ -43,32 +44,42 @@ class TokenLayout:
 
     def read(self, logged: bytes, passages: int) -> TokenVectors:
         """The vectors that a log entry keeps, encoded again: the same codes."""
-        return self.vectors(*token_rows_from_bytes(logged, passages, self._dim))
+        return self.vectors(
+            *token_rows_from_bytes(logged, passages, self._dim, self.codec.packed_bytes)
+        )
 
-    def vectors(self, rows: NDArray[np.float16], starts: NDArray[np.int64]) -> TokenVectors:
+    def vectors(self, rows: Rows, starts: NDArray[np.int64]) -> TokenVectors:
         """Vectors as they came, and as the codec keeps them.
 
         Args:
-            rows: [tokens, dim] float16, none longer than 1.
+            rows: [tokens, dim] float16, none longer than 1; or what the codec packed.
             starts: [passages + 1] int64, where each passage begins.
+
+        Raises:
+            ValueError: the codec packed nothing like it.
         """
-        return TokenVectors(rows, starts, self.codec.encode(rows))
+        if rows.dtype == np.uint8:
+            packed: NDArray[np.uint8] = rows.astype(np.uint8, copy=False)
+            return TokenVectors(rows, starts, self.codec.unpack(packed))
+        return TokenVectors(rows, starts, self.codec.encode(rows.astype(np.float16, copy=False)))
 
     def far(self, vectors: TokenVectors) -> int:
         """How many tokens the codec was not made for."""
-        return self.codec.far(vectors.rows, vectors.codes)
+        if vectors.rows.dtype == np.uint8:
+            return 0  # copied, not new
+        return self.codec.far(vectors.rows.astype(np.float16, copy=False), vectors.codes)
 
     def tail(self) -> TokenTail:
         """An empty tail."""
         return TokenTail(self.codec.none)
 
-    def stored(self, table: Table, document: int) -> TokenVectors | None:
-        """A document's vectors as they were written; None where only codes are kept."""
-        if self.codec.name:
-            return None
+    def stored(self, table: Table, document: int) -> TokenVectors:
+        """A document's vectors as they were written; its codes where they alone are kept."""
         held = _tokens(table)
         rows = held.token_starts[held.row_starts[document] : held.row_starts[document + 1] + 1]
         codes = tuple(column[rows[0] : rows[-1]] for column in held.tokens)
+        if self.codec.packed_bytes:
+            return TokenVectors(self.codec.pack(codes), rows - rows[0], codes)
         # Rounded to fixed point, a float16 of length 1 or less comes back as it was, or is
         # closer to its fixed point than half a step: encoded again it gives the same.
         return TokenVectors(self.codec.decode(codes).astype(np.float16), rows - rows[0], codes)

@@ -293,7 +293,7 @@ class Writer:
         versions = [version for operation in operations for version in operation.versions]
         first = self._state.position + 1
         sequences = np.arange(first, first + len(versions), dtype=np.uint64)
-        first_vectors, *others = (operation.vectors for operation in operations)
+        first_vectors, *others = (operation.vectors.kept() for operation in operations)
         vectors = first_vectors.joined(others)
         replaced = self._state.write(Writes(versions, sequences, vectors))
         results: list[Callable[[], None]] = []

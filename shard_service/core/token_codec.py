@@ -80,6 +80,20 @@ class TokenCodec(Protocol):
     def far(self, vectors: NDArray[np.float16], tokens: Tokens) -> int:
         """How many vectors the codec was not made for; `tokens` are they, encoded."""
 
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes of a token's codes where they are all that is kept of it; else 0."""
+
+    def pack(self, tokens: Tokens) -> NDArray[np.uint8]:
+        """Codes that are all that is kept, as [tokens, packed_bytes] uint8."""
+
+    def unpack(self, rows: NDArray[np.uint8]) -> Tokens:
+        """What `pack` packed.
+
+        Raises:
+            ValueError: it is nothing that this codec packed.
+        """
+
     def question(self, query: Fixed, probes: int) -> Question:
         """A query.
 
@@ -134,6 +148,19 @@ class ExactCodec:
     def far(self, vectors: NDArray[np.float16], tokens: Tokens) -> int:
         """None: fixed point keeps any vector as well as another."""
         return 0
+
+    @property
+    def packed_bytes(self) -> int:
+        """0: vectors are kept."""
+        return 0
+
+    def pack(self, tokens: Tokens) -> NDArray[np.uint8]:
+        """Never asked for."""
+        raise AssertionError("vectors in fixed point are copied as vectors")
+
+    def unpack(self, rows: NDArray[np.uint8]) -> Tokens:
+        """Nothing is packed."""
+        raise ValueError("vectors in fixed point have no codes")
 
     def question(self, query: Fixed, probes: int) -> Question:
         """A query."""
@@ -222,6 +249,27 @@ class QuantisedCodec:
         """See `Codec.far`."""
         ids = tokens[0].astype(np.uint16, copy=False)
         return self.quantiser.far(vectors.astype(np.float32), ids)
+
+    @property
+    def packed_bytes(self) -> int:
+        """A centroid's number, the words, the length."""
+        return 2 + self.quantiser.subspaces + 1
+
+    def pack(self, tokens: Tokens) -> NDArray[np.uint8]:
+        """[tokens, packed_bytes] uint8."""
+        centroids = np.ascontiguousarray(tokens[0], "<u2").view(np.uint8).reshape(-1, 2)
+        return np.concatenate(
+            [centroids, tokens[1], tokens[2][:, np.newaxis]], axis=1, dtype=np.uint8
+        )
+
+    def unpack(self, rows: NDArray[np.uint8]) -> Tokens:
+        """What `pack` packed."""
+        if rows.shape[1] != self.packed_bytes:
+            raise ValueError(f"a token has {self.packed_bytes} bytes, not {rows.shape[1]}")
+        centroids = np.ascontiguousarray(rows[:, :2]).view("<u2")[:, 0].astype(np.uint16)
+        if len(centroids) and int(centroids.max()) >= len(self.quantiser.centroids):
+            raise ValueError("a token has a centroid that the codec lacks")
+        return (centroids, np.ascontiguousarray(rows[:, 2:-1]), np.ascontiguousarray(rows[:, -1]))
 
     def question(self, query: Fixed, probes: int) -> Question:
         """A query."""

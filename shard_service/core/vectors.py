@@ -15,6 +15,7 @@ from shoal.types import Float32Matrix
 Ints = NDArray[np.int64]
 Tokens: TypeAlias = tuple[NDArray[np.generic], ...]
 """Tokens as a codec keeps them: arrays of one row per token, in C order."""
+Rows: TypeAlias = NDArray[np.float16] | NDArray[np.uint8]
 
 _TOKENS = struct.Struct("<I")
 
@@ -38,6 +39,9 @@ class Vectors(Protocol):
 
     def to_bytes(self) -> bytes:
         """As the log keeps them."""
+
+    def kept(self) -> Self:
+        """What is kept beyond the log."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,6 +76,10 @@ class Dense:
         """The rows, little-endian float32."""
         return self.rows.astype("<f4", copy=False).tobytes()
 
+    def kept(self) -> Dense:
+        """All of them."""
+        return self
+
 
 def dense_from_bytes(data: bytes, passages: int) -> Dense:
     """Reads what `Dense.to_bytes` wrote."""
@@ -83,12 +91,13 @@ class TokenVectors:
     """One vector per token: as it came, for the log, and as the codec keeps it.
 
     Attributes:
-        rows: [tokens, dim] float16.
+        rows: [tokens, dim] float16; or, copied from a generation that keeps codes alone,
+            [tokens, bytes] uint8, the codes packed.
         starts: [passages + 1] int64, where each passage begins.
         codes: the same tokens, encoded.
     """
 
-    rows: NDArray[np.float16]
+    rows: Rows
     starts: Ints
     codes: Tokens
 
@@ -125,16 +134,31 @@ class TokenVectors:
         )
 
     def to_bytes(self) -> bytes:
-        """Tokens of each passage as u32, then the rows as little-endian float16."""
+        """Tokens of each passage as u32, then the rows, little-endian."""
         counts = np.diff(self.starts).astype("<u4")
-        return counts.tobytes() + self.rows.astype("<f2", copy=False).tobytes()
+        return counts.tobytes() + self.rows.astype(self.rows.dtype.newbyteorder("<")).tobytes()
+
+    def kept(self) -> TokenVectors:
+        """The codes: copied ones and new ones stand beside each other."""
+        return TokenVectors(np.empty((0, 0), np.float16), self.starts, self.codes)
 
 
-def token_rows_from_bytes(data: bytes, passages: int, dim: int) -> tuple[NDArray[np.float16], Ints]:
-    """Rows and starts from what `TokenVectors.to_bytes` wrote."""
-    counts = np.frombuffer(data, "<u4", passages)
-    rows = np.frombuffer(data, "<f2", offset=_TOKENS.size * passages)
-    return rows.reshape(-1, dim), starts_of(counts)
+def token_rows_from_bytes(
+    data: bytes, passages: int, dim: int, packed_bytes: int
+) -> tuple[Rows, Ints]:
+    """Rows and starts from what `TokenVectors.to_bytes` wrote.
+
+    Args:
+        data: as written.
+        passages: how many.
+        dim: columns of a vector.
+        packed_bytes: of a token's codes, fewer than its vector's bytes; 0 if there are none.
+    """
+    starts = starts_of(np.frombuffer(data, "<u4", passages))
+    offset, tokens = _TOKENS.size * passages, int(starts[-1])
+    if packed_bytes and len(data) - offset == tokens * packed_bytes:
+        return np.frombuffer(data, np.uint8, offset=offset).reshape(tokens, packed_bytes), starts
+    return np.frombuffer(data, "<f2", offset=offset).reshape(tokens, dim), starts
 
 
 def starts_of(counts: NDArray[np.integer]) -> Ints:

@@ -16,6 +16,7 @@ _DTYPES: dict[int, np.dtype[Any]] = {
     common_pb2.ELEMENT_TYPE_F16: np.dtype("<f2"),
     common_pb2.ELEMENT_TYPE_I16: np.dtype("<i2"),
     common_pb2.ELEMENT_TYPE_I8: np.dtype("i1"),
+    common_pb2.ELEMENT_TYPE_U8: np.dtype("u1"),
 }
 _ELEMENT_TYPES: dict[np.dtype[Any], Any] = {
     dtype: element_type for element_type, dtype in _DTYPES.items()
@@ -23,7 +24,7 @@ _ELEMENT_TYPES: dict[np.dtype[Any], Any] = {
 
 
 def matrix_to_message(array: NDArray[Any]) -> common_pb2.Matrix:
-    """Packs a 2-D array (float64, float32, float16, int16 or int8)."""
+    """Packs a 2-D array (float64, float32, float16, int16, int8 or uint8)."""
     if array.ndim != 2:
         raise ValueError(f"a matrix has 2 dimensions, this has {array.ndim}")
     dtype = array.dtype.newbyteorder("<")
@@ -43,7 +44,7 @@ def matrix_from_message(message: common_pb2.Matrix) -> NDArray[Any]:
     """
     dtype = _DTYPES.get(message.element_type)
     if dtype is None:
-        raise MalformedMessage("the matrix has no element type; set F64, F32, F16, I16 or I8")
+        raise MalformedMessage("the matrix has no element type; set F64, F32, F16, I16, I8 or U8")
     expected = message.rows * message.columns * dtype.itemsize
     if len(message.data) != expected:
         raise MalformedMessage(

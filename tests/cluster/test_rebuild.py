@@ -324,3 +324,33 @@ def test_a_codec_is_trained_and_replaces_fixed_point_under_traffic(running: Clus
         assert [each.generation for each in seen.generations] == [1, number]
         assert "cannot be encoded anew" in seen.generations[1].detail
         assert seen.generation == 2
+        # They are copied as they are to other shards, and give the same bits.
+        before = every_answer(client, question)
+        moved = client.rebuild("tokens", shards=3)
+        wait_for(served(running, "tokens", moved), timeout_s=60)
+        wait_for(lambda: client.search("tokens", vector=question).generation == moved)
+        after = next(each for each in client.status().collections if each.name == "tokens")
+        assert (after.codec, after.efforts, len(after.shards)) == (seen.codec, seen.efforts, 3)
+        assert every_answer(client, question) == before
+    server = running.pids()["server-1"]
+    kill(server)  # what was copied is read back from the log
+    wait_for(lambda: running.pids()["server-1"] not in (0, server), timeout_s=60)
+    with running.connect() as client:
+        assert wait_for(lambda: every_answer(client, question), timeout_s=60) == before
+
+
+def every_answer(
+    client: shoal.Client, question: np.ndarray
+) -> list[tuple[str, list[tuple[str, float, int]]]]:
+    return [
+        (
+            effort,
+            [
+                (hit.id, hit.score, hit.passage)
+                for hit in client.search(
+                    "tokens", vector=question, top_k=50, fields=(), effort=effort
+                )
+            ],
+        )
+        for effort in ("low", "normal", "high", "exhaustive")
+    ]

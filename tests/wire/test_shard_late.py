@@ -9,12 +9,13 @@ import pytest
 
 from shard_service.codecs import write_codec
 from shard_service.core.codec import Codec
+from shard_service.core.token_codec import QuantisedCodec
 from shard_service.indexes.codec import train
 from shoal.kernels.fixed import to_fixed
 from shoal.rpc.common.v1 import common_pb2
 from shoal.rpc.shard.v1 import shard_pb2
 from shoal.storage.directory import open_storage
-from shoal.wire.arrays import matrix_to_message
+from shoal.wire.arrays import matrix_from_message, matrix_to_message
 from tests.wire.shard_support import COLLECTION, TIMEOUT_S, Peer, failure, ids_of, served, version
 
 DIM = 8
@@ -141,3 +142,44 @@ async def test_what_is_no_token_is_refused_alone(tmp_path: Path) -> None:
         too_long.queries.CopyFrom(matrix_to_message(np.full((3, DIM), 16_384, np.int16)))
         asked = peer.stub.Search(too_long, timeout=TIMEOUT_S)
         assert (await failure(asked)).reason == "MALFORMED_MESSAGE"
+
+
+async def test_codes_are_the_builders_and_of_the_generations_codec(tmp_path: Path) -> None:
+    ours, theirs = trained(tmp_path), trained(tmp_path, seed=1)
+    keeper = QuantisedCodec(ours)
+    rows = unit(1, 3)
+    packed = keeper.pack(keeper.encode(rows.astype(np.float16)))
+    foreign = packed.copy()
+    foreign[0, :2] = 255
+    async with served(tmp_path) as peer:
+        await opened(peer, 1, ours.name)
+
+        def copied(codes: np.ndarray, codec: str, **changes: bool) -> shard_pb2.WriteRequest:
+            made = version("copy")
+            made.row_counts.append(len(codes))
+            request = peer.write_request([], np.zeros((0, DIM)))
+            request.versions.append(made)
+            request.vectors.CopyFrom(matrix_to_message(codes))
+            request.codec = codec
+            request.from_builder = changes.get("from_builder", True)
+            return request
+
+        for request, reason in (
+            (copied(packed, ours.name, from_builder=False), "MALFORMED_MESSAGE"),
+            (copied(packed, theirs.name), "INVALID_REQUEST"),
+            (copied(packed[:, :-1], ours.name), "MALFORMED_MESSAGE"),
+            (copied(foreign, ours.name), "MALFORMED_MESSAGE"),
+            (copied(rows.astype(np.float16), ours.name), "MALFORMED_MESSAGE"),
+        ):
+            error = await failure(peer.stub.Write(request, timeout=TIMEOUT_S))
+            assert error.reason == reason
+        admit = shard_pb2.SetWritersRequest(key=peer.key, writers=shard_pb2.WRITERS_BUILDER)
+        await peer.stub.SetWriters(admit, timeout=TIMEOUT_S)
+        await peer.stub.Write(copied(packed, ours.name), timeout=TIMEOUT_S)
+        found = await peer.stub.Search(question(peer, rows), timeout=TIMEOUT_S)
+        assert ids_of(found) == [["copy"]]
+        exported = await peer.stub.Export(
+            shard_pb2.ExportRequest(key=peer.key, ids=["copy"]), timeout=TIMEOUT_S
+        )
+        assert exported.codec == ours.name
+        assert (matrix_from_message(exported.vectors) == packed).all()

@@ -62,12 +62,14 @@ class Held:
         self.epoch += 1
         self.shard = Shard(self._spec, self.storage, self._settings, self.epoch)
 
-    def write(self, batch: list[tuple[str, list[list[int]]]]) -> None:
+    def write(self, batch: list[tuple[str, list[list[int]]]], packed: bool = False) -> None:
         layout = self.shard.layout
         assert isinstance(layout, TokenLayout)
         counts = np.array([len(words) for _, passages in batch for words in passages])
         chosen = [word for _, passages in batch for words in passages for word in words]
         vectors = layout.vectors(WORDS[chosen], starts_of(counts))
+        if packed:  # as copied from another generation of the codec
+            vectors = layout.vectors(layout.codec.pack(vectors.codes), vectors.starts)
         versions = [version(key, len(passages)) for key, passages in batch]
         self.shard.write(WriteOperation(versions, vectors)).result(TIMEOUT_S)
 
@@ -101,9 +103,9 @@ class Operations(RuleBasedStateMachine):
         self.held.shard.close()
         self.folder.cleanup()
 
-    @rule(batch=st.lists(st.tuples(IDS, PASSAGES), min_size=1, max_size=6))
-    def write(self, batch: list[tuple[str, list[list[int]]]]) -> None:
-        self.held.write(batch)
+    @rule(batch=st.lists(st.tuples(IDS, PASSAGES), min_size=1, max_size=6), packed=st.booleans())
+    def write(self, batch: list[tuple[str, list[list[int]]]], packed: bool) -> None:
+        self.held.write(batch, packed)
         self.model.update(batch)
 
     @rule(ids=st.lists(IDS, min_size=1, max_size=4))

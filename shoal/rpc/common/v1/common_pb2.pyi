@@ -39,6 +39,8 @@ class _ElementTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ElementTy
     """Signed 16-bit integer."""
     ELEMENT_TYPE_I8: _ElementType.ValueType  # 5
     """Signed 8-bit integer."""
+    ELEMENT_TYPE_U8: _ElementType.ValueType  # 6
+    """Unsigned 8-bit integer."""
 
 class ElementType(_ElementType, metaclass=_ElementTypeEnumTypeWrapper):
     """Element type of a packed matrix. Every type is little-endian."""
@@ -55,6 +57,8 @@ ELEMENT_TYPE_I16: ElementType.ValueType  # 4
 """Signed 16-bit integer."""
 ELEMENT_TYPE_I8: ElementType.ValueType  # 5
 """Signed 8-bit integer."""
+ELEMENT_TYPE_U8: ElementType.ValueType  # 6
+"""Unsigned 8-bit integer."""
 Global___ElementType: _TypeAlias = ElementType  # noqa: Y015
 
 class _CollectionKind:

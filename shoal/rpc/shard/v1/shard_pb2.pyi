@@ -805,6 +805,7 @@ class WriteRequest(_message.Message):
     VERSIONS_FIELD_NUMBER: _builtins.int
     VECTORS_FIELD_NUMBER: _builtins.int
     FROM_BUILDER_FIELD_NUMBER: _builtins.int
+    CODEC_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Correlates log lines and traces; any string of at most 64 bytes."""
     fingerprint: _builtins.str
@@ -813,6 +814,10 @@ class WriteRequest(_message.Message):
     """
     from_builder: _builtins.bool
     """The builder of the generation writes, no user."""
+    codec: _builtins.str
+    """Name of the codec by which `vectors` are encoded, u8, one token's codes a row; must be the
+    generation's. Empty where they are vectors. The builder's alone.
+    """
     @_builtins.property
     def key(self) -> Global___ShardKey:
         """The shard."""
@@ -836,10 +841,11 @@ class WriteRequest(_message.Message):
         versions: _abc.Iterable[Global___DocumentVersion] | None = ...,
         vectors: _common_pb2.Matrix | None = ...,
         from_builder: _builtins.bool = ...,
+        codec: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "vectors", b"vectors"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint", "from_builder", b"from_builder", "key", b"key", "request_id", b"request_id", "vectors", b"vectors", "versions", b"versions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["codec", b"codec", "fingerprint", b"fingerprint", "from_builder", b"from_builder", "key", b"key", "request_id", b"request_id", "vectors", b"vectors", "versions", b"versions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1065,25 +1071,27 @@ class ExportResponse(_message.Message):
 
     VERSIONS_FIELD_NUMBER: _builtins.int
     VECTORS_FIELD_NUMBER: _builtins.int
+    CODEC_FIELD_NUMBER: _builtins.int
+    codec: _builtins.str
+    """As in WriteRequest."""
     @_builtins.property
     def versions(self) -> _containers.RepeatedCompositeFieldContainer[Global___DocumentVersion]:
         """As they were written."""
 
     @_builtins.property
     def vectors(self) -> _common_pb2.Matrix:
-        """As in WriteRequest; no rows where they were left out, or where the codec keeps
-        codes alone.
-        """
+        """As in WriteRequest; no rows where they were left out."""
 
     def __init__(
         self,
         *,
         versions: _abc.Iterable[Global___DocumentVersion] | None = ...,
         vectors: _common_pb2.Matrix | None = ...,
+        codec: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["vectors", b"vectors"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["vectors", b"vectors", "versions", b"versions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["codec", b"codec", "vectors", b"vectors", "versions", b"versions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
