@@ -67,12 +67,14 @@ class Progress:
     """What a client did since it last told.
 
     Attributes:
+        client: its number.
         answered: requests that succeeded.
         failed: requests that did not.
         in_flight: calls under way now.
         latencies: of those that ended, from the time that they were meant to leave.
     """
 
+    client: int
     answered: int
     failed: int
     in_flight: int
@@ -220,7 +222,15 @@ class Client:
         while True:
             await asyncio.sleep(PROGRESS_S)
             since, self._since = self._since, _Since()
-            tell(Progress(since.answered, since.failed, len(self._calls), since.latencies))
+            tell(
+                Progress(
+                    client=self._setup.client,
+                    answered=since.answered,
+                    failed=since.failed,
+                    in_flight=len(self._calls),
+                    latencies=since.latencies,
+                )
+            )
 
 
 class _Since:
