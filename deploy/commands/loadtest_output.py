@@ -22,7 +22,7 @@ from shoal.loadtest.driver import Progress
 _LOOK_S = 1.0
 ADVICE = "use more --processes, a lower rate, or a machine of its own for the client"
 _COLUMNS = (
-    *("offered/s", "goodput/s", "p50 ms", "p99 ms", "p99.9 ms"),
+    *("offered", "goodput", "p50 ms", "p99 ms", "p99.9 ms"),
     *("failed", "partial", "cores", "verdict"),
 )
 
@@ -110,6 +110,8 @@ def show_reports(reports: Sequence[Report], *, sweep: bool) -> None:
         typer.echo(report_text(reports[0]))
         return
     show(steps_table(reports))
+    if any(report.limits for report in reports):
+        typer.echo(f"*          THE CLIENT WAS THE LIMIT, or a part of it: {ADVICE}")
     typer.echo(knee_text(reports))
 
 
@@ -137,11 +139,12 @@ def report_text(report: Report) -> str:
 
 
 def steps_table(reports: Sequence[Report]) -> Table:
-    """The steps of a sweep in their order; CLIENT marks those that the client limited."""
+    """The steps of a sweep in their order; a star marks those that the client limited."""
     rows = table(*_COLUMNS, right=_COLUMNS)
     for report in reports:
         known = report.tally.searches.as_json()
-        verdict = "kept up" if kept_up(report) else "behind"
+        behind = "CLIENT" if report.short else "behind"
+        verdict = "kept up" if kept_up(report) else behind
         rows.add_row(
             f"{report.offered_qps:,.1f}",
             f"{report.goodput_qps:,.1f}",
@@ -149,7 +152,7 @@ def steps_table(reports: Sequence[Report]) -> Table:
             f"{report.errors:,}",
             f"{report.tally.partial:,}",
             f"{max(report.processor_shares):.2f}",
-            "CLIENT" if report.limits else verdict,
+            f"{verdict} *" if report.limits else verdict,
         )
     return rows
 

@@ -26,15 +26,15 @@ def kept_up(report: Report) -> bool:
 def next_rate(reports: Sequence[Report]) -> float | None:
     """The rate of the next step, after these of one sweep; None when the knee is known.
 
-    A step that failed while the client was its limit says nothing about the
-    cluster: it is repeated once, and ends the sweep the second time.
+    A step whose load the client could not offer says nothing about the cluster: it
+    is repeated once, and ends the sweep the second time.
     """
     if not reports:
         return FIRST_QPS
     if len(reports) >= STEPS_MAX:
         return None
     last = reports[-1]
-    if not kept_up(last) and last.limits:
+    if not kept_up(last) and last.short:
         repeated = len(reports) > 1 and rate(reports[-2]) == rate(last)
         return None if repeated else rate(last)
     return _between(
@@ -60,7 +60,7 @@ def rate(report: Report) -> float:
 
 
 def _failed(report: Report) -> bool:
-    return not kept_up(report) and not report.limits
+    return not kept_up(report) and not report.short
 
 
 def _between(best: float, worst: float) -> float | None:

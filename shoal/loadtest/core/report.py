@@ -9,6 +9,7 @@ from shoal.loadtest.core.tally import LATE_NS, NOT_SENT, OK, Tally, merged
 
 LATE_SHARE_MAX = 0.01
 PROCESSOR_SHARE_MAX = 0.9
+SENT_SHARE_MIN = 0.95
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,11 @@ class Report:
         return self.tally.requests / self.step.duration_s
 
     @property
+    def sent_qps(self) -> float:
+        """Requests a second that left: less than offered if the client fell behind."""
+        return self.tally.sent / self.step.duration_s
+
+    @property
     def goodput_qps(self) -> float:
         """Answers a second that came in time and from the whole collection."""
         return self.tally.good / self.step.duration_s
@@ -72,6 +78,15 @@ class Report:
         """Share of the requests that left too late, or not at all."""
         late = self.tally.late + self.tally.codes[NOT_SENT]
         return late / max(1, self.tally.requests)
+
+    @property
+    def short(self) -> bool:
+        """Whether the client could not offer the load: then the cluster has not failed.
+
+        A client that is merely late spoils times, and offers the load all the same.
+        """
+        busy = max(self.processor_shares) > PROCESSOR_SHARE_MAX
+        return busy or self.sent_qps < SENT_SHARE_MIN * self.offered_qps
 
     @property
     def limits(self) -> list[str]:
@@ -102,6 +117,7 @@ class Report:
             "client": {
                 "processes": len(self.processor_shares),
                 "processor_share": round(max(self.processor_shares), 4),
+                "sent_qps": round(self.sent_qps, 3),
                 "late_share": round(self.late_share, 6),
                 "lag_ms": tally.lags.as_json(),
                 "limited": bool(self.limits),

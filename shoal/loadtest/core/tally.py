@@ -47,6 +47,7 @@ class Tally:
         requests: meant to be sent within it.
         codes: the same by gRPC status code.
         partial: of the answers, those from a part of the collection.
+        sent: requests that left within the window, whenever they were meant to.
         good: answers in full that came within the window.
         late: sent more than LATE_NS after they were meant to be.
         searches: times of searches that were answered, or whose time ran out: these
@@ -61,6 +62,7 @@ class Tally:
     requests: int = 0
     codes: Counter[str] = field(default_factory=Counter)
     partial: int = 0
+    sent: int = 0
     good: int = 0
     late: int = 0
     searches: Latencies = field(default_factory=Latencies)
@@ -68,7 +70,8 @@ class Tally:
     lags: Latencies = field(default_factory=Latencies)
 
     def record(self, outcome: Outcome) -> None:
-        """Counts a request that has ended; one of the warm-up at most as an answer."""
+        """Counts a request that has ended; one of the warm-up as sent and answered at most."""
+        self.sent += outcome.code != NOT_SENT and self._holds(outcome.sent_ns)
         whole = outcome.code == OK and not outcome.partial
         self.good += whole and self._holds(outcome.done_ns)
         if not self._holds(outcome.due_ns):
@@ -103,6 +106,7 @@ def merged(tallies: Iterable[Tally]) -> Tally:
         total.requests += part.requests
         total.codes += part.codes
         total.partial += part.partial
+        total.sent += part.sent
         total.good += part.good
         total.late += part.late
         total.searches.add(part.searches)

@@ -18,7 +18,7 @@ def report_of(
     rate_per_s: float, good: int, *, requests: int, unsent: int = 0, processor: float = 0.1
 ) -> Report:
     """A step of 1 s: so many good answers of so many requests, some of which never left."""
-    tally = Tally(0, SECOND_NS, requests=requests, good=good)
+    tally = Tally(0, SECOND_NS, requests=requests, good=good, sent=requests - unsent)
     tally.codes[NOT_SENT] = unsent
     step = Step(0, 1.0, 0.0, rate_per_s=rate_per_s)
     return Report.of(step, [ClientReport(tally, processor)])

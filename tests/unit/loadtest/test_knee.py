@@ -16,7 +16,10 @@ from shoal.loadtest.core.knee import (
     rate,
 )
 from shoal.loadtest.core.report import ClientReport, Report
-from tests.unit.loadtest.support import Outcome, report_of, tally_of
+from shoal.loadtest.core.tally import NOT_SENT
+from tests.unit.loadtest.support import SECOND_NS, Outcome, report_of, tally_of
+
+NEVER = Outcome(0, 0, 0, NOT_SENT)
 
 
 def swept(capacity: float) -> list[Report]:
@@ -58,6 +61,19 @@ def test_a_limited_client_ends_the_sweep_after_a_second_try() -> None:
     assert next_rate([*fine, limited, recovered]) == 400
     failed = report_of(200, 150, requests=200)
     assert next_rate([*fine, limited, failed]) == pytest.approx(20_000**0.5)
+
+
+def test_a_late_client_offers_the_load_all_the_same() -> None:
+    """Every request left 20 ms late: the times are the client's, the failure is the cluster's."""
+    late = [Outcome(0, 20_000_000, SECOND_NS)] * 100
+    step = report_of(100, 0, requests=0).step
+    report = Report.of(step, [ClientReport(tally_of(*late), 0.1)])
+    assert report.limits
+    assert not report.short
+    assert knee_is_bounded([report])
+    unsent = Report.of(step, [ClientReport(tally_of(*late[:90], *[NEVER] * 10), 0.1)])
+    assert unsent.short
+    assert not knee_is_bounded([unsent])
 
 
 def test_kept_up() -> None:

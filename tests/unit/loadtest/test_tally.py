@@ -26,7 +26,14 @@ def outcomes(draw: st.DrawFn) -> Outcome:
 
 def seen(tally: Tally) -> tuple[object, ...]:
     times = (tally.searches, tally.ingests, tally.lags)
-    counts = (tally.requests, Counter(tally.codes), tally.partial, tally.good, tally.late)
+    counts = (
+        tally.requests,
+        Counter(tally.codes),
+        tally.partial,
+        tally.sent,
+        tally.good,
+        tally.late,
+    )
     return (*counts, *((len(each), each.as_json()) for each in times))
 
 
@@ -45,6 +52,9 @@ def test_every_request_of_the_window_has_one_code(given_: list[Outcome]) -> None
     assert tally.requests == len(within) == tally.codes.total()
     assert tally.partial <= tally.codes[OK]
     assert len(tally.lags) == tally.requests - tally.codes[NOT_SENT]
+    assert tally.sent == sum(
+        each.code != NOT_SENT and 0 <= each.sent_ns < SECOND_NS for each in given_
+    )
     assert tally.good == sum(
         each.code == OK and not each.partial and 0 <= each.done_ns < SECOND_NS for each in given_
     )
