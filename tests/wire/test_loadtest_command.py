@@ -1,6 +1,11 @@
 """`shoal loadtest` over real gRPC: output, JSON, picture, exit codes, and what it leaves behind."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +21,8 @@ from tests.wire.fake_router import FakeRouter, running
 from tests.wire.load_server import LoadServer, no_delay, one_slot, serving
 
 pytestmark = pytest.mark.slow
+
+POLL_S = 0.05
 
 
 def shoal(*arguments: str) -> Result:
@@ -133,6 +140,37 @@ def test_a_mix_cleans_up(router: FakeRouter, queries: tuple[str, str]) -> None:
     refused = shoal(*brief)
     assert refused.exit_code == 1
     assert "RESOURCE_EXHAUSTED" in refused.stdout
+
+
+def test_an_interrupted_run_cleans_up(router: FakeRouter, queries: tuple[str, str]) -> None:
+    run = subprocess.Popen(
+        [
+            *(sys.executable, "-c", "from deploy.cli import main; main()", "loadtest", "papers"),
+            *(*queries, "--mix", "ingest=1", "--rate", "50", "--duration", "60"),
+        ],
+        env={**os.environ, "SHOAL_TARGET": router.target},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    documents = router.collections["papers"].documents
+    end = time.monotonic() + 30
+    while not documents and time.monotonic() < end:
+        time.sleep(POLL_S)
+    assert documents
+    run.send_signal(signal.SIGINT)
+    told, _ = run.communicate(timeout=30)
+    assert run.returncode not in (0, None)
+    assert b"Traceback" not in told
+    assert documents == {}
+
+
+def test_without_its_extra_it_says_what_to_install(
+    queries: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    done = shoal(*queries)
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert "pip install 'shoal[loadtest]'" in done.stderr
 
 
 def test_vectors_from_a_file(router: FakeRouter, tmp_path: Path) -> None:
