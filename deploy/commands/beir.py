@@ -117,6 +117,26 @@ def read_queries(file: Path) -> dict[str, str]:
     return queries
 
 
+def read_questions(file: Path) -> list[str]:
+    """The words of BEIR's queries, or of a plain text one question a line.
+
+    A file is BEIR's if its first line that is not blank begins with a brace.
+
+    Raises:
+        InvalidRequest: a line is no query, or there is none.
+    """
+    with _opened(file) as (_, lines):
+        given = [data.strip() for _, data in _numbered(lines, str(file)) if data.strip()]
+    if not given:
+        raise InvalidRequest(f"{file}: there is no question; give one a line", field="queries")
+    if given[0].startswith(b"{"):
+        return list(read_queries(file).values())
+    try:
+        return [data.decode() for data in given]
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"{file} is no UTF-8 text: {error}", field="queries") from error
+
+
 def read_qrels(file: Path) -> dict[str, dict[str, int]]:
     """Judgements by query id and document id; the file has one header line.
 

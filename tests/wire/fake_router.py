@@ -280,7 +280,9 @@ class FakeRouter(router_pb2_grpc.SearchServiceServicer, router_pb2_grpc.AdminSer
                 "shard 1 is missing", missing="1:SHARD_UNAVAILABLE", covered=0.5
             )
         scored = sorted(
-            (-self._score(query, item), item.document.id) for item in collection.documents.values()
+            (-self._score(query, item), item.document.id)
+            # A copy: other threads store meanwhile.
+            for item in list(collection.documents.values())
         )
         return [
             self._hit(collection.documents[document_id], -score, options)

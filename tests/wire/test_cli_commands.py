@@ -261,7 +261,8 @@ def test_the_script_itself(papers: FakeRouter) -> None:
 
 def test_help_loads_nothing_heavy() -> None:
     script = (
-        "import sys, deploy.cli; heavy = {'torch', 'faiss', 'ray', 'grpc', 'numpy', 'ir_measures'};"
+        "import sys, deploy.cli;"
+        "heavy = {'torch', 'faiss', 'ray', 'grpc', 'numpy', 'ir_measures', 'hdrh', 'matplotlib'};"
         "print(sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run(

@@ -11,7 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploy.commands.beir import STDIN, BadLine, CorpusReader, read_qrels, read_queries
+from deploy.commands.beir import (
+    STDIN,
+    BadLine,
+    CorpusReader,
+    read_qrels,
+    read_queries,
+    read_questions,
+)
 from shoal.errors import InvalidRequest
 
 
@@ -87,3 +94,18 @@ def test_qrels(tmp_path: Path) -> None:
     file.write_text("query-id\tcorpus-id\tscore\nq1 d1 2\n")
     with pytest.raises(InvalidRequest, match=r"test\.tsv:2"):
         read_qrels(file)
+
+
+def test_questions_are_queries_or_lines(tmp_path: Path) -> None:
+    file = tmp_path / "given"
+    file.write_text('\n{"_id": "a", "text": "one"}\n{"_id": "b", "text": "two"}\n')
+    assert read_questions(file) == ["one", "two"]
+    file.write_text("one\n\n  two {braces}\n")
+    assert read_questions(file) == ["one", "two {braces}"]
+    packed = tmp_path / "given.gz"
+    packed.write_bytes(gzip.compress(b"one\n"))
+    assert read_questions(packed) == ["one"]
+    for bad in (b"", b"\n \n", b"\xff\xfe\n", b'{"_id": "a"}\n'):
+        file.write_bytes(bad)
+        with pytest.raises(InvalidRequest):
+            read_questions(file)

@@ -19,7 +19,7 @@ def plain(text: str) -> str:
 def test_the_commands_are_those_promised() -> None:
     assert {
         *("create", "drop", "ls", "ingest", "search", "get", "delete"),
-        *("eval", "optimize", "accept-loss"),
+        *("eval", "loadtest", "optimize", "accept-loss"),
     } <= set(COMMANDS)
 
 
