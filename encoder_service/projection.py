@@ -1,16 +1,19 @@
-"""Fits the projection of a late-interaction model: principal directions of its vocabulary.
+"""Fits the projection of a late-interaction model: principal directions of token vectors.
 
-Every whole word of the vocabulary is encoded by itself. The directions are those of the second
-moment of the words' unit vectors, uncentred, so that dot products between tokens, which MaxSim
-sums, are kept as well as a linear map can. No text is needed, and none is favoured.
+The directions are those of a second moment of unit vectors, uncentred, so that dot products
+between tokens, which MaxSim sums, are kept as well as a linear map can. The moment is that of
+every whole word of the vocabulary, encoded by itself, and half that of a corpus' tokens: words
+alone know nothing of running text, and one corpus knows only its own words.
 Source: Pearson, On lines and planes of closest fit (1901).
 
 Example:
-    python -m encoder_service.projection all-minilm-l6-v2 96 model.safetensors
+    python -m encoder_service.projection all-minilm-l6-v2 96 corpus.jsonl.gz model.safetensors
 """
 
 import argparse
 import dataclasses
+import gzip
+import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -30,7 +33,8 @@ from encoder_service.core.vectors import finish
 from encoder_service.prepare import prepare_document
 from shoal.types import Float32Matrix
 
-_BATCH = 256
+_BATCH = 32
+_TEXT_SHARE = 0.5
 _ALONE = 3
 """Tokens of a word that is one token, with what the encoder puts around it."""
 
@@ -78,11 +82,23 @@ def _words(layout: Layout) -> Iterator[ModelInput]:
                 yield ModelInput(ids, len(ids), np.array([False, True, False]))
 
 
+def _texts(layout: Layout, corpus: Path) -> Iterator[ModelInput]:
+    tokenizer = Tokenizer(layout.transformer / "tokenizer.json", layout.card.lowercase)
+    tokenizer.prepare_cut(layout.card.max_document_tokens)
+    with gzip.open(corpus, "rt", encoding="utf-8") as lines:
+        for line in lines:
+            item = json.loads(line)
+            whole = prepare_document(layout.card, tokenizer, item["title"], item["text"], (0, 0))
+            ids = whole.inputs[0].ids
+            yield ModelInput(ids, len(ids), np.ones(len(ids), np.bool_))
+
+
 def main() -> None:
-    """Writes `linear.weight` float32[dim, hidden]."""
+    """Reads a BEIR corpus, writes `linear.weight` float32[dim, hidden]."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("encoder", help="whose transformer: a built-in name or a folder")
     parser.add_argument("dim", type=int)
+    parser.add_argument("corpus", type=Path, help="corpus.jsonl.gz")
     parser.add_argument("out", type=Path)
     arguments = parser.parse_args()
     configure_threads(len(os.sched_getaffinity(0)))
@@ -90,7 +106,9 @@ def main() -> None:
     every_token = dataclasses.replace(layout.card, pooling=Pooling.NONE, dense=())
     layout = Layout(every_token, layout.transformer, ())
     backend = TorchBackend(layout, "cpu", "fp32")
-    moment = second_moment(backend, layout.card, list(_words(layout)))
+    words = second_moment(backend, layout.card, list(_words(layout)))
+    texts = second_moment(backend, layout.card, list(_texts(layout, arguments.corpus)))
+    moment = words + _TEXT_SHARE * texts
     directions = principal_directions(moment, arguments.dim)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     save_file({"linear.weight": directions}, arguments.out)
