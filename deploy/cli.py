@@ -9,7 +9,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from deploy.commands import cluster, collections, doctor, documents, evaluate
+from deploy.commands import cluster, collections, doctor, documents, evaluate, top
 from deploy.commands.output import fail
 from shoal.errors import ShoalError
 
@@ -35,7 +35,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
 )
-for family in (cluster, collections, documents, evaluate, doctor):
+for family in (cluster, collections, documents, evaluate, doctor, top):
     family.register(app)
 
 

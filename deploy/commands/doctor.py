@@ -188,7 +188,7 @@ def _cluster(target: str) -> list[Finding]:
     except ShoalError as error:
         seen = f"nothing answers at {target}: {error.message}"
         return [Finding("router", Verdict.WARN, seen, "start a cluster: shoal up --detach")]
-    findings = cluster_findings(status, shoal.__version__, _encoders(status))
+    findings = cluster_findings(status, metadata.version("shoal"), _encoders(status))
     return [*findings, model_finding(_missing_models(status))]
 
 

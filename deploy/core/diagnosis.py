@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
-from shoal.client.model import ClusterStatus, CollectionInfo, ProcessInfo
+if TYPE_CHECKING:
+    from shoal.client.model import ClusterStatus, CollectionInfo, ProcessInfo
 
 GIB = 1 << 30
 LEAST_PYTHON = (3, 11)
