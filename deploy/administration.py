@@ -283,6 +283,7 @@ class Administration:
             address=view.address,
             state=state,
             pid=tracked.handle.pid if tracked.handle is not None else 0,
+            metrics_address=tracked.handle.metrics_address if tracked.handle is not None else "",
             restarts=max(0, view.incarnation - 1),
             detail=tracked.detail,
         )

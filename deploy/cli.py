@@ -9,7 +9,15 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from deploy.commands import cluster, collections, doctor, documents, evaluate, loadtest
+from deploy.commands import (
+    cluster,
+    collections,
+    doctor,
+    documents,
+    evaluate,
+    loadtest,
+    top,
+)
 from deploy.commands.output import fail
 from shoal.errors import ShoalError
 
@@ -35,7 +43,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
 )
-for family in (cluster, collections, documents, evaluate, loadtest, doctor):
+for family in (cluster, collections, documents, evaluate, loadtest, doctor, top):
     family.register(app)
 
 

@@ -21,7 +21,7 @@ from deploy.core.state import Role
 from deploy.launchers.processes import log_path
 from deploy.plain import PlainBackend
 from deploy.ray_head import set_ray_environment
-from deploy.services import PREFIXES, own_environment
+from deploy.services import PREFIXES, default_environment, own_environment
 from deploy.store import CONTROLLER_KEY
 from shoal.rpc.controller.v1 import controller_pb2, controller_pb2_grpc
 from shoal.rpc.router.v1 import router_pb2
@@ -58,7 +58,8 @@ def up(options: UpOptions, progress: Progress) -> ClusterFile:
     file.write(options.data)
     backend = backend_of(options.data, file)
     try:
-        backend.start(own_environment() | controller_environment(options, port), progress)
+        environment = default_environment() | own_environment()
+        backend.start(environment | controller_environment(options, port), progress)
         target = asyncio.run(wait_until_serving(options.data, backend, progress))
     except BaseException:
         down(options.data, lambda _: None)

@@ -17,6 +17,7 @@ from shoal.errors import InternalError
 from shoal.rpc.controller.v1 import controller_pb2, controller_pb2_grpc
 from shoal.settings import Limits, load
 from shoal.storage.directory import open_storage
+from shoal.wire.metrics import OFF
 from shoal.wire.server import Context, GrpcServer
 
 logger = logging.getLogger(__name__)
@@ -31,6 +32,8 @@ class ControllerServer:
         settings: of this cluster.
         launcher: starts processes; plain ones on this machine by default.
     """
+
+    metrics_port = OFF
 
     def __init__(self, settings: ControllerSettings, launcher: Launcher | None = None) -> None:
         self._settings = settings

@@ -16,7 +16,7 @@ import uvloop
 from deploy.core.state import Role
 from deploy.launchers.processes import run_folder
 from deploy.launchers.runfiles import AlreadyRunning, RunFile, RunRecord
-from deploy.services import Server, build
+from deploy.services import Server, build, metrics_address
 from shoal.telemetry import configure_logging
 
 _GRACE_S = 3.0
@@ -55,9 +55,10 @@ async def _serve(
         loop.add_signal_handler(number, stopping.set)
     server = builder(Role(record.role))
     address = await server.start()
-    run_file.write(replace(record, address=address))
+    metrics = metrics_address(address, server.metrics_port)
+    run_file.write(replace(record, address=address, metrics_address=metrics))
     if ready_fd >= 0:
-        os.write(ready_fd, f"{address}\n".encode())
+        os.write(ready_fd, f"{address} {metrics}\n".encode())
         os.close(ready_fd)
     served = asyncio.create_task(server.wait())
     stopped = asyncio.create_task(stopping.wait())

@@ -12,10 +12,15 @@ from typing import Protocol, cast
 
 from deploy.core.state import Role
 from shoal import settings
+from shoal.wire.metrics import OFF
 
 
 class Server(Protocol):
     """What every service looks like from outside."""
+
+    @property
+    def metrics_port(self) -> int:
+        """Port of its Prometheus page once it has started; OFF if it serves none."""
 
     async def start(self) -> str:
         """Listens; returns host:port."""
@@ -69,6 +74,22 @@ def _collect_rarely() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
+
+
+def metrics_address(address: str, metrics_port: int) -> str:
+    """host:port of the Prometheus page of the service at an address; empty without one."""
+    if not address or metrics_port == OFF:
+        return ""
+    return f"{address.rpartition(':')[0]}:{metrics_port}"
+
+
+def default_environment() -> dict[str, str]:
+    """Settings of a cluster that `shoal up` starts: every service shows its metrics, on
+    a free port of the address that it serves on.
+    """
+    return {
+        PREFIXES[role] + "METRICS_PORT": "0" for role in PREFIXES if role is not Role.CONTROLLER
+    }
 
 
 def own_environment() -> dict[str, str]:

@@ -2,6 +2,8 @@
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from encoder_service.core.batching import DropReason, Lane
+
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 QUEUE_TEXTS = Gauge("shoal_encoder_queue_texts", "Texts that wait for the model.", ["lane"])
@@ -28,3 +30,13 @@ DROPPED = Counter(
     ["lane", "reason"],
 )
 REFUSED = Counter("shoal_encoder_refused_requests", "Requests refused as overload.", ["lane"])
+
+# A series that begins with its first event is no increase to Prometheus: all begin at 0.
+for _lane in Lane:
+    for _metric in (
+        *(QUEUE_TEXTS, BATCH_TEXTS, TOKENS, PADDING, REFUSED),
+        *(TOKENIZE_SECONDS, QUEUE_SECONDS, MODEL_SECONDS),
+    ):
+        _metric.labels(_lane.value)
+    for _reason in DropReason:
+        DROPPED.labels(_lane.value, _reason.value)

@@ -29,7 +29,7 @@ from shoal.rpc.encoder.v1 import encoder_pb2, encoder_pb2_grpc
 from shoal.settings import Limits
 from shoal.settings import load as load_settings
 from shoal.wire.arrays import check_limit
-from shoal.wire.metrics import serve_metrics
+from shoal.wire.metrics import OFF, serve_metrics
 from shoal.wire.server import GrpcServer
 
 logger = logging.getLogger(__name__)
@@ -61,6 +61,7 @@ class EncoderServer(encoder_pb2_grpc.EncoderServiceServicer):
             Lane.QUERY: ThreadPoolExecutor(1, "encoder-query-text"),
             Lane.DOCUMENT: ThreadPoolExecutor(settings.tokenize_threads, "encoder-text"),
         }
+        self.metrics_port = OFF
         self._grpc = GrpcServer(self._limits.max_message_bytes)
         self._grpc.add(encoder_pb2.DESCRIPTOR.services_by_name["EncoderService"], self)
 
@@ -76,14 +77,14 @@ class EncoderServer(encoder_pb2_grpc.EncoderServiceServicer):
         configure_threads(self._settings.threads)
         try:
             address = await self._grpc.start(self._settings.host, self._settings.port)
-            metrics_port = serve_metrics(self._settings.host, self._settings.metrics_port)
+            self.metrics_port = serve_metrics(self._settings.host, self._settings.metrics_port)
             for reference in self._settings.models.split(","):
                 if reference.strip():
                     await self._load(reference.strip(), "")
         except BaseException:
             await self.stop(0.0)
             raise
-        logger.info("event=serving address=%s metrics_port=%d", address, metrics_port)
+        logger.info("event=serving address=%s metrics_port=%d", address, self.metrics_port)
         await self._grpc.set_serving(True)
         return address
 

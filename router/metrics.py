@@ -5,7 +5,17 @@ from contextlib import contextmanager
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from shoal.errors import ShoalError
+from shoal.errors import (
+    CorruptLog,
+    CorruptSegment,
+    DeadlineExceeded,
+    DiskFull,
+    InsufficientCoverage,
+    InternalError,
+    Overloaded,
+    ShardUnavailable,
+    ShoalError,
+)
 
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -26,6 +36,21 @@ superseded = Counter("shoal_router_superseded_hits_total", "Hits whose document 
 documents = Counter("shoal_router_ingested_documents_total", "Documents answered", ["outcome"])
 open_queries = Gauge("shoal_router_open_queries", "Questions under way")
 topology_version = Gauge("shoal_router_topology_version", "Version of the topology followed")
+
+# A series that begins with its first event is no increase to Prometheus: these begin at 0.
+for _outcome in ("ok", "partial", "failed"):
+    queries.labels(_outcome)
+for _result in ("hit", "miss"):
+    cache.labels(_result)
+for _lane in ("search", "encode"):
+    round_queries.labels(_lane)
+for _stored in ("STORED", "UNCHANGED", "REJECTED"):
+    documents.labels(f"INGEST_OUTCOME_{_stored}")
+for _shard_reason in (ShardUnavailable, Overloaded, DeadlineExceeded, CorruptLog, CorruptSegment):
+    missing_shards.labels(_shard_reason.reason)
+for _refusal in (Overloaded, InternalError, DeadlineExceeded, InsufficientCoverage):
+    refusals.labels("search", _refusal.reason)
+refusals.labels("ingest", DiskFull.reason)
 
 
 @contextmanager

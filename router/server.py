@@ -25,7 +25,7 @@ from shoal.rpc.router.v1 import router_pb2
 from shoal.settings import Limits, load
 from shoal.storage.directory import open_storage
 from shoal.storage.ports import Catalog
-from shoal.wire.metrics import serve_metrics
+from shoal.wire.metrics import OFF, serve_metrics
 from shoal.wire.server import GrpcServer
 
 logger = logging.getLogger(__name__)
@@ -52,6 +52,7 @@ class RouterServer:
         self._limits = limits or load(Limits, "SHOAL_LIMIT_")
         self._lanes: dict[tuple[bytes, int], Lane] = {}
         self._serving = False
+        self.metrics_port = OFF
 
     async def start(self) -> str:
         """Listens; serves once a topology is known. Returns "host:port"."""

@@ -28,7 +28,7 @@ from shoal.settings import Limits, load
 from shoal.storage.directory import open_storage
 from shoal.types import Kind
 from shoal.wire.arrays import check_limit
-from shoal.wire.metrics import serve_metrics
+from shoal.wire.metrics import OFF, serve_metrics
 from shoal.wire.server import Context, GrpcServer
 
 logger = logging.getLogger(__name__)
@@ -47,13 +47,14 @@ class ShardServer:
     def __init__(self, settings: ShardSettings) -> None:
         self._settings = settings
         self._limits = load(Limits, "SHOAL_LIMIT_")
+        self.metrics_port = OFF
         self._grpc = GrpcServer(self._limits.max_message_bytes)
         self._servicer = _Servicer(settings, self._limits)
         self._grpc.add(shard_pb2.DESCRIPTOR.services_by_name["ShardService"], self._servicer)
 
     async def start(self) -> str:
         """Listens and returns "host:port"."""
-        serve_metrics(self._settings.host, self._settings.metrics_port)
+        self.metrics_port = serve_metrics(self._settings.host, self._settings.metrics_port)
         address = await self._grpc.start(self._settings.host, self._settings.port)
         await self._grpc.set_serving(True)
         logger.info("event=started address=%s", address)

@@ -154,19 +154,41 @@ def down(data: DataOption = Path(".shoal")) -> None:
     typer.echo("ended" if ended else f"no cluster runs in {data}")
 
 
-def status(target: TargetOption = DEFAULT_TARGET, as_json: JsonOption = False) -> None:
+def status(
+    target: TargetOption = DEFAULT_TARGET,
+    as_json: JsonOption = False,
+    prometheus: Annotated[
+        bool,
+        typer.Option("--prometheus", help="Print what to scrape, for Prometheus's file_sd."),
+    ] = False,
+) -> None:
     """Show processes, collections and shards; exit code 4 if a shard does not serve.
 
     Example: shoal status --json
     """
     with shoal.connect(target) as client:
         seen = client.status()
+    if prometheus:
+        print_json(scrape_targets(seen))
+        return
     if as_json:
         print_json(status_json(seen))
     else:
         _show(seen)
     if any(shard.state != "serving" for item in seen.collections for shard in item.shards):
         raise typer.Exit(EXIT_PARTIAL)
+
+
+def scrape_targets(seen: ClusterStatus) -> list[dict[str, Any]]:
+    """Every process with metrics, as Prometheus's file_sd wants it."""
+    return [
+        {
+            "targets": [process.metrics_address],
+            "labels": {"process": process.name, "role": process.role},
+        }
+        for process in seen.processes
+        if process.metrics_address
+    ]
 
 
 def status_json(seen: ClusterStatus) -> dict[str, Any]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
-from shoal.client.model import ClusterStatus, CollectionInfo, ProcessInfo
+if TYPE_CHECKING:
+    from shoal.client.model import ClusterStatus, CollectionInfo, ProcessInfo
 
 GIB = 1 << 30
 LEAST_PYTHON = (3, 11)
@@ -15,6 +17,7 @@ LEAST_DISK, GOOD_DISK = GIB, 10 * GIB
 LEAST_SHARED = GIB // 2
 LEAST_HANDLES, GOOD_HANDLES = 1_024, 4_096
 SLOW_FSYNC_S = 0.02
+LARGE_SKEW_S = 2.0
 DRIFTED = 0.4
 """Share of new tokens far from their centroids, 0.25 where nothing changes, that is drift."""
 
@@ -57,6 +60,11 @@ class Machine:
         disk_bytes: free where the data is.
         fsync_s: of a small write there, median; None where it cannot be written to.
         handles: files that a process may have open.
+        torch: its devices ("cpu", "cuda:0, cuda:1"); empty where it cannot be imported.
+        ray: (version that is imported, version that is installed); empty where it cannot be.
+        clock_synchronised: by the kernel's account; None where it tells nothing.
+        clock_skew_s: from the clock that stamps files of the data folder to this machine's;
+            None where it cannot be written to.
     """
 
     python: tuple[int, int]
@@ -67,6 +75,24 @@ class Machine:
     disk_bytes: int
     fsync_s: float | None
     handles: int
+    torch: str
+    ray: tuple[str, str]
+    clock_synchronised: bool | None
+    clock_skew_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderFacts:
+    """What an encoder process answered.
+
+    Attributes:
+        process: its name.
+        models: (reference, fingerprint) of each model that it serves; None where it did
+            not answer.
+    """
+
+    process: str
+    models: tuple[tuple[str, str], ...] | None
 
 
 def machine_findings(machine: Machine) -> list[Finding]:
@@ -80,6 +106,8 @@ def machine_findings(machine: Machine) -> list[Finding]:
             f"install Python {least} or newer",
         ),
         _packages(machine.packages),
+        _torch(machine.torch),
+        _ray(*machine.ray),
         Finding("kernels", Verdict.OK, machine.kernels)
         if machine.kernels
         else Finding(
@@ -102,17 +130,22 @@ def machine_findings(machine: Machine) -> list[Finding]:
         ),
         _fsync(machine.fsync_s),
         _handles(machine.handles),
+        _clock(machine.clock_synchronised, machine.clock_skew_s),
     ]  # fmt: skip
 
 
-def cluster_findings(status: ClusterStatus, version: str) -> list[Finding]:
+def cluster_findings(
+    status: ClusterStatus, version: str, encoders: Sequence[EncoderFacts]
+) -> list[Finding]:
     """Each check of a cluster that answers.
 
     Args:
         status: as its router tells it.
         version: of the Shoal that asks.
+        encoders: what each of its encoders answered.
     """
     return [
+        Finding("router", Verdict.OK, f"answers, with topology {status.topology_version}"),
         _at_least(
             "controller",
             status.controller_reachable,
@@ -128,8 +161,26 @@ def cluster_findings(status: ClusterStatus, version: str) -> list[Finding]:
             "install the same version on both sides",
         ),
         _processes(status.processes),
+        _encoders(status.collections, encoders),
+        _fingerprints(status.collections, encoders),
+        _coverage(status.collections),
         *(found for each in status.collections for found in _collection(each)),
     ]
+
+
+def model_finding(missing: Mapping[str, str]) -> Finding:
+    """Whether the files of every encoder that collections name are on this machine.
+
+    Args:
+        missing: by reference, why its files are not there.
+    """
+    if not missing:
+        return Finding("models", Verdict.OK, "the files of every encoder are here")
+    seen = "; ".join(f"{reference}: {why}" for reference, why in sorted(missing.items()))
+    return Finding(
+        "models", Verdict.WARN, seen,
+        "fetch them before an encoder has to start here without the hub",
+    )  # fmt: skip
 
 
 def worst(findings: Sequence[Finding]) -> Verdict:
@@ -188,6 +239,40 @@ def _handles(handles: int) -> Finding:
     return Finding("file handles", verdict, seen, f"ulimit -n {GOOD_HANDLES}")
 
 
+def _torch(devices: str) -> Finding:
+    return _at_least(
+        "torch", bool(devices), devices or "cannot be imported", "install torch>=2.6,<3"
+    )
+
+
+def _ray(imported: str, installed: str) -> Finding:
+    if not imported:
+        return Finding(
+            "ray", Verdict.WARN, "cannot be imported",
+            'pip install "shoal[server]", or start with --no-ray',
+        )  # fmt: skip
+    if imported != installed:
+        return Finding(
+            "ray", Verdict.FAIL, f"{imported} is imported, {installed} is installed",
+            "remove the other copy from PYTHONPATH: every process must have the same Ray",
+        )  # fmt: skip
+    return Finding("ray", Verdict.OK, imported)
+
+
+def _clock(synchronised: bool | None, skew_s: float | None) -> Finding:
+    if skew_s is not None and abs(skew_s) > LARGE_SKEW_S:
+        return Finding(
+            "clock", Verdict.WARN, f"{skew_s:+.1f} s from the clock of the data folder",
+            "run NTP on both machines: logs and metrics cannot be compared otherwise",
+        )  # fmt: skip
+    if synchronised is False:
+        return Finding(
+            "clock", Verdict.WARN, "nothing synchronises it",
+            "run chronyd or systemd-timesyncd: logs of several machines are read side by side",
+        )  # fmt: skip
+    return Finding("clock", Verdict.OK, "synchronised" if synchronised else "as the data folder's")
+
+
 def _processes(processes: Sequence[ProcessInfo]) -> Finding:
     down = [f"{each.name} is {each.state}" for each in processes if each.state != "serving"]
     if down:
@@ -202,6 +287,62 @@ def _processes(processes: Sequence[ProcessInfo]) -> Finding:
             "their logs in the data folder say why",
         )  # fmt: skip
     return Finding("processes", Verdict.OK, f"{len(processes)} serve")
+
+
+def _encoders(collections: Sequence[CollectionInfo], encoders: Sequence[EncoderFacts]) -> Finding:
+    silent = [each.process for each in encoders if each.models is None]
+    if silent:
+        return Finding(
+            "encoders", Verdict.FAIL, f"no answer from {', '.join(silent)}",
+            "read their logs in the data folder; run the doctor where their addresses are reached",
+        )  # fmt: skip
+    needed = sorted(each.name for each in collections if each.encoder != "none")
+    if needed and not encoders:
+        return Finding(
+            "encoders", Verdict.WARN, f"none runs; {', '.join(needed)} can be asked by vector only",
+            "start the cluster with --encoders 1",
+        )  # fmt: skip
+    return Finding("encoders", Verdict.OK, f"{len(encoders)} answer")
+
+
+def _fingerprints(
+    collections: Sequence[CollectionInfo], encoders: Sequence[EncoderFacts]
+) -> Finding:
+    """A collection is bound to one fingerprint: an encoder that has another one for the same
+    reference has other weights, and can neither answer nor fill it.
+    """
+    wrong = [
+        f"{each.name} wants {each.fingerprint[:12]}, {encoder.process} has {fingerprint[:12]}"
+        for each in collections
+        for encoder in encoders
+        for reference, fingerprint in encoder.models or ()
+        if each.fingerprint and reference == each.encoder and fingerprint != each.fingerprint
+    ]
+    if wrong:
+        return Finding(
+            "fingerprints", Verdict.FAIL, "; ".join(wrong),
+            "give that encoder the model's first files again, or rebuild with the new ones: "
+            "shoal rebuild NAME --encoder REFERENCE",
+        )  # fmt: skip
+    return Finding("fingerprints", Verdict.OK, "encoders and collections agree")
+
+
+def _coverage(collections: Sequence[CollectionInfo]) -> Finding:
+    parts = [
+        (
+            each.name,
+            sum(shard.documents for shard in each.shards if shard.state == "serving"),
+            sum(shard.documents for shard in each.shards),
+        )
+        for each in collections
+    ]
+    short = [f"{name} {covered / total:.1%}" for name, covered, total in parts if covered < total]
+    if short:
+        return Finding(
+            "coverage", Verdict.FAIL, ", ".join(short),
+            "mend the shards below; until then ask with --min-coverage",
+        )  # fmt: skip
+    return Finding("coverage", Verdict.OK, f"every document of {len(parts)} collections")
 
 
 def _collection(collection: CollectionInfo) -> list[Finding]:
@@ -234,6 +375,12 @@ def _builds(name: str, collection: CollectionInfo) -> list[Finding]:
             name, Verdict.WARN, f"generation {each.generation} was given up: {each.detail}",
             "mend the reason, then rebuild again",
         )
-        for each in collection.generations
         if each.phase == "given up"
+        else Finding(
+            name, Verdict.WARN,
+            f"generation {each.generation} is overdue ({each.phase}): {each.detail}",
+            "mend the reason; it goes on by itself",
+        )
+        for each in collection.generations
+        if each.phase == "given up" or (each.phase != "previous" and each.detail)
     ]  # fmt: skip

@@ -50,6 +50,10 @@ class Handle(Protocol):
         """host:port where it listens."""
 
     @property
+    def metrics_address(self) -> str:
+        """host:port of its Prometheus page; empty if it serves none."""
+
+    @property
     def pid(self) -> int:
         """Process id on its host."""
 

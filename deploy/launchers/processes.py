@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from deploy.core.state import Role
@@ -135,6 +135,11 @@ class ProcessHandle:
         return self.record.address
 
     @property
+    def metrics_address(self) -> str:
+        """host:port of its Prometheus page; empty if it serves none."""
+        return self.record.metrics_address
+
+    @property
     def pid(self) -> int:
         """Process id."""
         return self.record.pid
@@ -188,15 +193,16 @@ class ProcessLauncher:
             os.close(writer)
         record = RunRecord(spec.name, spec.role.value, pid, spec.incarnation)
         try:
-            address = await asyncio.wait_for(_read_line(reader), _START_TIMEOUT_S)
+            line = await asyncio.wait_for(_read_line(reader), _START_TIMEOUT_S)
         except (TimeoutError, asyncio.CancelledError):
             end(record, force=True)
             raise
-        if not address:
+        if not line:
             await end_record(record, grace_s=0.0)
             raise StartFailed(log_tail(self._data, spec.name) or "it ended without a word")
+        address, _, metrics_address = line.partition(" ")
         return ProcessHandle(
-            self._data, RunRecord(spec.name, spec.role.value, pid, spec.incarnation, address)
+            self._data, replace(record, address=address, metrics_address=metrics_address)
         )
 
     async def adopt(self) -> list[Handle]:

@@ -15,10 +15,11 @@ from deploy.core.shares import Share
 from deploy.core.state import Role
 from deploy.launchers.port import Handle, StartFailed, StartSpec
 from deploy.launchers.processes import log_path, log_tail
-from deploy.services import PREFIXES, Server, build
+from deploy.services import PREFIXES, Server, build, metrics_address
 from deploy.settings import ControllerSettings
 from shoal import settings
 from shoal.telemetry import configure_logging
+from shoal.wire.metrics import OFF
 
 CONTROLLER = "controller"
 _START_TIMEOUT_S = 600.0
@@ -58,15 +59,16 @@ class ServiceActor:
         self._server: Server | None = None
         self._address = ""
 
-    async def start(self) -> tuple[str, int]:
-        """Builds the service and listens; returns host:port and the process id."""
+    async def start(self) -> tuple[str, int, str]:
+        """Builds the service and listens; returns what `describe` does."""
         self._server = build(self._role)
         self._address = await self._server.start()
         return self.describe()
 
-    def describe(self) -> tuple[str, int]:
-        """host:port (empty until it listens) and the process id."""
-        return self._address, os.getpid()
+    def describe(self) -> tuple[str, int, str]:
+        """host:port (empty until it listens), the process id, host:port of its metrics."""
+        port = OFF if self._server is None else self._server.metrics_port
+        return self._address, os.getpid(), metrics_address(self._address, port)
 
     async def wait(self) -> None:
         """Returns when the service has stopped."""
@@ -120,6 +122,7 @@ class RayHandle:
         self.role = role
         self.incarnation = incarnation
         self.address = ""
+        self.metrics_address = ""
         self.pid = 0
 
     async def begin(self) -> None:
@@ -129,7 +132,7 @@ class RayHandle:
             StartFailed: it does not start.
         """
         try:
-            self.address, self.pid = await asyncio.wait_for(
+            self.address, self.pid, self.metrics_address = await asyncio.wait_for(
                 self._actor.start.remote(), _START_TIMEOUT_S
             )
         except RayTaskError as error:
@@ -142,7 +145,7 @@ class RayHandle:
     async def find(self) -> bool:
         """Asks an actor that an earlier controller started; False if it does not listen."""
         try:
-            self.address, self.pid = await asyncio.wait_for(
+            self.address, self.pid, self.metrics_address = await asyncio.wait_for(
                 self._actor.describe.remote(), _ANSWER_TIMEOUT_S
             )
         except (RayError, TimeoutError):

@@ -30,6 +30,7 @@ class RunRecord:
         pid: process id.
         incarnation: starts of that name, this one included.
         address: host:port once it listens, else empty.
+        metrics_address: host:port of its Prometheus page, or empty.
     """
 
     name: str
@@ -37,6 +38,7 @@ class RunRecord:
     pid: int
     incarnation: int = 1
     address: str = ""
+    metrics_address: str = ""
 
 
 class AlreadyRunning(Exception):

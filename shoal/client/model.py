@@ -362,6 +362,7 @@ class ProcessInfo:
         pid: on its host; 0 when unknown.
         restarts: times that it was started again.
         detail: why it does not serve; empty when nothing is wrong.
+        metrics_address: host:port of its Prometheus page; empty when it serves none.
     """
 
     name: str
@@ -371,6 +372,7 @@ class ProcessInfo:
     pid: int
     restarts: int
     detail: str = ""
+    metrics_address: str = ""
 
 
 @dataclass(frozen=True, slots=True)

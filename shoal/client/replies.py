@@ -220,6 +220,7 @@ def cluster_status(response: router_pb2.GetStatusResponse) -> ClusterStatus:
                 item.pid,
                 item.restarts,
                 item.detail,
+                item.metrics_address,
             )
             for item in response.processes
         ),

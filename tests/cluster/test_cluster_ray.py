@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from deploy.ray_backend import session
+from deploy.scraping import read_pages
 from tests.cluster.clusters import Cluster, cluster, gone, kill, run_shoal, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -45,6 +46,12 @@ def test_services_are_actors_of_our_own_ray_and_no_other(running: Cluster) -> No
     assert set(pids.values()) <= members
     names = [Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0] for pid in pids.values()]
     assert all(name.startswith(b"ray::") for name in names)
+
+
+def test_actors_show_their_metrics(running: Cluster) -> None:
+    with running.connect() as client:
+        processes = client.status().processes
+    assert set(read_pages(processes)) == {"router-0", "server-0", "server-1"}
 
 
 def test_ray_asks_for_a_token_and_stays_on_the_loopback(running: Cluster) -> None:

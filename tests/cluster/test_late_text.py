@@ -148,8 +148,10 @@ def test_the_doctor_sees_machine_and_cluster(running: Cluster) -> None:
     found = {each["check"]: each for each in json.loads(shown.stdout)["checks"]}
     assert found["processes"]["verdict"] == "ok"
     assert found["collection notes"]["verdict"] == "ok"
+    for check in ("router", "encoders", "fingerprints", "coverage", "models"):
+        assert found[check]["verdict"] == "ok"
     nobody = run_shoal("doctor", "--target", "127.0.0.1:1", "--json")
-    assert '"check": "cluster", "verdict": "warn"' in nobody.stdout
+    assert '"check": "router", "verdict": "warn"' in nobody.stdout
 
 
 def test_the_command_explains(running: Cluster, tmp_path: Path) -> None:

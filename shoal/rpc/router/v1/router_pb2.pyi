@@ -1933,6 +1933,7 @@ class ProcessInfo(_message.Message):
     PID_FIELD_NUMBER: _builtins.int
     RESTARTS_FIELD_NUMBER: _builtins.int
     DETAIL_FIELD_NUMBER: _builtins.int
+    METRICS_ADDRESS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"router-0", "encoder-1", "server-0", "controller"."""
     role: _builtins.str
@@ -1947,6 +1948,10 @@ class ProcessInfo(_message.Message):
     """Times that it was started again."""
     detail: _builtins.str
     """Why it does not serve, for a person; empty when nothing is wrong."""
+    metrics_address: _builtins.str
+    """host:port of its Prometheus page; empty when it serves none, or the
+    controller is away.
+    """
     def __init__(
         self,
         *,
@@ -1957,10 +1962,11 @@ class ProcessInfo(_message.Message):
         pid: _builtins.int = ...,
         restarts: _builtins.int = ...,
         detail: _builtins.str = ...,
+        metrics_address: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "detail", b"detail", "name", b"name", "pid", b"pid", "restarts", b"restarts", "role", b"role", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "detail", b"detail", "metrics_address", b"metrics_address", "name", b"name", "pid", b"pid", "restarts", b"restarts", "role", b"role", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
