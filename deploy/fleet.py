@@ -220,7 +220,7 @@ class Fleet:
             own["SEARCH_THREADS"] = given.get(prefix + "SEARCH_THREADS", threads)
         else:
             own |= {"DATA": settings.data, "NAME": spec.name}
-            own["PORT"] = str(settings.router_port + number)
+            own["PORT"] = str(settings.router_port + number * settings.router_port_step)
         return given | {prefix + name: value for name, value in own.items()}
 
     def _begin(self, tracked: Tracked, work: Coroutine[Any, Any, None]) -> None:

@@ -14,7 +14,9 @@ class ControllerSettings:
         servers: shard servers; the default shard count of collections.
         encoders: encoder workers.
         routers: routers.
-        router_port: port of router-0; router-1 takes the next, and so on.
+        router_port: port of router-0.
+        router_port_step: from one router's port to the next one's; 0 where each has an
+            address of its own.
         probe_interval_s: between two health checks of a process.
         probe_timeout_s: longest that one may take.
         hung_after_misses: a process that missed so many in a row is ended and
@@ -37,6 +39,7 @@ class ControllerSettings:
     encoders: int = 1
     routers: int = 1
     router_port: int = 50051
+    router_port_step: int = 1
     probe_interval_s: float = 1.0
     probe_timeout_s: float = 5.0
     hung_after_misses: int = 6

@@ -56,6 +56,20 @@ def shares(counts: Mapping[Role, int], cores: int) -> dict[Role, Share]:
     }
 
 
+def role_resources(role: Role, cluster: Mapping[str, float]) -> dict[str, float]:
+    """What a process asks of Ray besides cores and GPUs.
+
+    Nodes that offer the resource `shoal_<role>` are set aside for that role, one unit
+    for each process; where none offers it, a process may go anywhere.
+
+    Args:
+        role: of the process.
+        cluster: the resources of the whole Ray cluster.
+    """
+    name = f"shoal_{role.value}"
+    return {name: 1.0} if name in cluster else {}
+
+
 def restart_delay_ns(failures: int, lived_ns: int) -> int:
     """How long to wait before starting a dead process again.
 

@@ -11,7 +11,7 @@ import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from deploy.controller import ControllerServer
-from deploy.core.shares import Share
+from deploy.core.shares import Share, role_resources
 from deploy.core.state import Role
 from deploy.launchers.port import Handle, StartFailed, StartSpec
 from deploy.launchers.processes import log_path, log_tail
@@ -213,6 +213,7 @@ class RayLauncher:
                 max_restarts=0,
                 num_cpus=spec.share.cpus,
                 num_gpus=min(1.0, gpus * spec.share.gpus),
+                resources=role_resources(spec.role, self._resources()),
                 scheduling_strategy="SPREAD",
                 enable_task_events=False,
             )
@@ -252,8 +253,11 @@ class RayLauncher:
 
     def gpus(self) -> int:
         """GPUs of the whole Ray cluster."""
-        resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        return int(resources.get("GPU", 0))
+        return int(self._resources().get("GPU", 0))
+
+    def _resources(self) -> dict[str, float]:
+        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        return resources
 
 
 def create_controller(data: str, namespace: str, environment: dict[str, str], share: Share) -> Any:

@@ -3,7 +3,13 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploy.core.shares import failures_in_row, restart_delay_ns, retry_delay_ns, shares
+from deploy.core.shares import (
+    failures_in_row,
+    restart_delay_ns,
+    retry_delay_ns,
+    role_resources,
+    shares,
+)
 from deploy.core.state import Role
 
 SECOND_NS = 1_000_000_000
@@ -49,3 +55,10 @@ def test_a_long_life_wipes_the_slate() -> None:
 
 def test_retries_double_up_to_half_a_minute() -> None:
     assert [retry_delay_ns(n) / SECOND_NS for n in (1, 2, 3, 50)] == [0.5, 1.0, 2.0, 30.0]
+
+
+def test_a_role_uses_nodes_that_are_set_aside_for_it_where_there_are_any() -> None:
+    assert role_resources(Role.SERVER, {"CPU": 4.0}) == {}
+    offered = {"CPU": 4.0, "shoal_server": 2.0}
+    assert role_resources(Role.SERVER, offered) == {"shoal_server": 1.0}
+    assert role_resources(Role.ROUTER, offered) == {}
