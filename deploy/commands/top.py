@@ -16,9 +16,11 @@ from deploy.commands.output import (
     TargetOption,
     console,
     print_json,
+    printable,
     table,
 )
 from deploy.core.reading import Scrape, read
+from shoal.errors import ShoalError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -81,11 +83,18 @@ def scrape(client: shoal.Client) -> Scrape:
 def _watch(client: shoal.Client, before: Scrape, interval_s: float) -> None:
     from rich.live import Live  # noqa: PLC0415 - `shoal --help` does without it
 
-    with Live(view(read(before, before)), console=console(), screen=True) as live:
+    shown = console()
+    # Nothing but a terminal has a screen to give back: elsewhere the last reading stays.
+    with Live(view(read(before, before)), console=shown, screen=shown.is_terminal) as live:
         try:
             while True:
                 time.sleep(interval_s)
-                after = scrape(client)
+                try:
+                    after = scrape(client)
+                except ShoalError as error:
+                    # A router that is started again is just what one wants to watch.
+                    live.update(printable(f"{error.reason}: {error.message}"), refresh=True)
+                    continue
                 live.update(view(read(before, after)), refresh=True)
                 before = after
         except KeyboardInterrupt:

@@ -111,7 +111,7 @@ class Reading:
         encoders: by lane.
         shard_queue: a search message's wait for a thread.
         shard_search: searching, per message.
-        ingested_per_s: documents answered, by outcome.
+        ingested_per_s: documents answered, by outcome ("stored", "unchanged", "rejected").
         written_per_s: document versions made durable.
         shards: ascending by collection and number.
     """
@@ -245,7 +245,12 @@ def read(before: Scrape, after: Scrape) -> Reading:
         encoders=tuple(_encoder(change, lane) for lane in LANES),
         shard_queue=change.latency("shoal_shard_queue_seconds"),
         shard_search=change.latency("shoal_shard_search_seconds"),
-        ingested_per_s=change.per_s_by("outcome", "shoal_router_ingested_documents_total"),
+        ingested_per_s={
+            outcome.removeprefix("INGEST_OUTCOME_").lower(): rate
+            for outcome, rate in change.per_s_by(
+                "outcome", "shoal_router_ingested_documents_total"
+            ).items()
+        },
         written_per_s=change.per_s("shoal_shard_documents_written_total"),
         shards=tuple(_shards(after.status)),
     )  # fmt: skip

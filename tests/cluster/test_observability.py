@@ -1,7 +1,11 @@
 """Metrics of a real cluster: the pages, `shoal top`, dashboard and alert rules."""
 
 import json
+import os
+import pty
 import re
+import signal
+import subprocess
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -14,7 +18,7 @@ import yaml
 from deploy.core.reading import Page
 from deploy.scraping import read_page, read_pages
 from shoal.errors import CollectionNotFound
-from tests.cluster.clusters import Cluster, cluster, run_shoal
+from tests.cluster.clusters import SHOAL, Cluster, cluster, run_shoal
 from tests.cluster.promql import Series, faults, parse
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -98,6 +102,23 @@ def test_top_for_a_terminal(running: Cluster) -> None:
     refused = run_shoal("top", "--json", "--target", running.target)
     assert refused.returncode == 2
     assert "--once" in refused.stderr
+
+
+def test_the_live_view_goes_on_until_it_is_interrupted(running: Cluster) -> None:
+    ours, theirs = pty.openpty()
+    command = (SHOAL, "top", "--interval", "0.2", "--target", running.target)
+    with subprocess.Popen(command, stdout=theirs, env=os.environ | {"COLUMNS": "120"}) as top:
+        os.close(theirs)
+        shown = ""
+        while shown.count("queries/s") < 3:
+            shown += os.read(ours, 65536).decode(errors="replace")
+        top.send_signal(signal.SIGINT)
+        with suppress(OSError):  # how Linux says that the other side is closed
+            while os.read(ours, 65536):
+                continue
+    os.close(ours)
+    assert top.returncode == 0
+    assert "encoder-0" in shown
 
 
 # --- the dashboard and the alert rules ------------------------------------------------

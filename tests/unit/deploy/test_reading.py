@@ -78,7 +78,7 @@ def test_rates_and_shares_are_of_the_interval() -> None:
     assert reading.queries_per_s == {"ok": 10.0, "failed": 1.0}
     assert reading.cache_hit_share == 0.75
     assert reading.open_queries == 4
-    assert reading.ingested_per_s == {"INGEST_OUTCOME_STORED": 5.0}
+    assert reading.ingested_per_s == {"stored": 5.0}
     total = reading.stages["total"]
     assert total.per_s == 10.0
     assert total.p50_ms == pytest.approx(5.0)
