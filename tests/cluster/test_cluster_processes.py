@@ -14,6 +14,7 @@ import pytest
 
 import shoal
 from deploy.launchers.runfiles import living
+from shoal.client.model import ShardInfo
 from shoal.errors import EncoderNotFound, InsufficientCoverage, InvalidRequest
 from tests.cluster.clusters import (
     SHOAL,
@@ -225,8 +226,7 @@ def test_a_corrupt_shard_refuses_until_its_loss_is_accepted(tmp_path: Path) -> N
             client.delete("v", ["d1"])
     damage(tmp_path)
     with cluster(tmp_path, *options) as made, made.connect() as client:
-        [shard] = client.status().collections[0].shards
-        assert shard.state == "corrupt"
+        shard = wait_for(lambda: corrupt(client))
         assert shard.loss
         with pytest.raises(InsufficientCoverage):
             client.search("v", vector=VECTORS[0])
@@ -235,6 +235,11 @@ def test_a_corrupt_shard_refuses_until_its_loss_is_accepted(tmp_path: Path) -> N
         accepted = run_shoal("accept-loss", "v", "0", shard.loss, "--target", made.target)
         assert accepted.returncode == 0, accepted.stderr
         wait_for(lambda: client.search("v", vector=VECTORS[0]).coverage.ratio == 1.0)
+
+
+def corrupt(client: shoal.Client) -> ShardInfo | None:
+    [shard] = client.status().collections[0].shards
+    return shard if shard.state == "corrupt" else None
 
 
 def damage(data: Path) -> None:
