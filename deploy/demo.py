@@ -118,7 +118,7 @@ def described(client: shoal.Client, name: str) -> CollectionInfo:
 def explain(client: shoal.Client) -> None:
     """Shows which words of the best hit matched those of a question."""
     judged = read_qrels(CORPUS / "qrels.tsv")
-    question = read_queries(CORPUS / "queries.jsonl.gz")[next(iter(judged))]
+    question = read_queries(CORPUS / "queries.jsonl.gz")[list(judged)[QUESTIONS - 1]]
     say(f"\nWhy the first hit? {question}")
     best = client.search(LATE, question, top_k=1, fields=())
     why = client.explain(LATE, question, ids=[best[0].id])
