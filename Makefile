@@ -42,7 +42,7 @@ BENCH_VENV := .bench-venv
 BENCH_DATA ?= ../shared/data
 
 .PHONY: bench-peers bench-single bench-quality bench-ingest bench-encoder bench-tokens bench-maxsim \
-	bench-colbert bench-late-peers bench-late-scale
+	bench-colbert bench-late-peers bench-late-scale bench-overload
 
 bench-peers: $(BENCH_VENV)/.installed
 
@@ -91,4 +91,8 @@ $(BENCH_LATE)/.installed: bench/late/requirements.txt
 
 bench-late-scale: install
 	$(BIN)/python -m bench.late_scale --data $(BENCH_DATA)
+	$(BIN)/python -m bench.page
+
+bench-overload: install
+	$(BIN)/python -m bench.overload
 	$(BIN)/python -m bench.page

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bench import page_late
+from bench import page_late, page_overload
 from bench.page_parts import bars, surroundings, table
 from bench.report import RESULTS, ROOT
 
@@ -30,6 +30,7 @@ it: read the ratios, which are of one run on the same cores, load generator incl
 | `make bench-late-peers` | kind colbert beside xtr-warp-rs and fast-plaid, in process | 2 h |
 | `make bench-late-scale` | kind colbert by corpus size, to 300,000 documents | 15 min |
 | `make bench-maxsim` | the MaxSim kernels: tokens a second on one core | 1 min |
+| `make bench-overload` | up to ten times what slowed shards, or an encoder, can bear | 7 min |
 
 `BENCH_DATA` names the folder that holds the two corpora in BEIR's layout; without it, single and
 ingest use synthetic vectors, and say so. `make bench-single` wants h2load (Debian's
@@ -208,6 +209,7 @@ SECTIONS = {
     "colbert": page_late.colbert,
     "late-peers-scifact": page_late.peers,
     "late_scale": page_late.scale,
+    "overload": page_overload.overload,
 }
 
 

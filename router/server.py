@@ -73,6 +73,10 @@ class RouterServer:
             QueryCache(settings.cache_entries),
         )
         self._add_services()
+        metrics.query_limit.labels("search").set_function(
+            lambda: min((lane.limit for lane in self._lanes.values()), default=float("inf"))
+        )
+        metrics.query_limit.labels("encode").set_function(lambda: self._encoder.limit)
         self.metrics_port = serve_metrics(settings.host, settings.metrics_port)
         address = await self._grpc.start(settings.host, settings.port)
         await self._follower.start()

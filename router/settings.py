@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from router.core.fanout import FanOutOptions
+from router.core.options import FanOutOptions
 from router.core.pacing import Pacing
 
 
@@ -17,7 +17,8 @@ class RouterSettings:
         name: this router's name in the topology.
         metrics_port: Prometheus; 0 takes a free one, -1 serves none.
         cache_entries: encoded questions held; 0 holds none.
-        open_queries: questions under way; more are refused as OVERLOADED.
+        open_queries: questions under way, so that memory stays bounded; how many are admitted
+            follows what shards and encoders answer in time.
         open_calls: gets and deletes under way.
         ingest_streams: ingest streams open at a time.
         default_deadline_ms: for callers that give no deadline.
@@ -29,7 +30,8 @@ class RouterSettings:
         round_queries: questions of one round.
         round_bytes: estimated bytes of one round's questions and hits.
         busy_messages: messages outstanding at a shard from which a round waits.
-        straggler_wait_ms: longest time that a round waits for a busy shard.
+        straggler_wait_ms: longest time that a round waits for a busy shard, unless the shard
+            usually takes longer: then half of the time that overload aims at.
         shard_messages: messages outstanding at one replica of a shard.
         shard_queries: questions outstanding at one replica of a shard.
         encoder_queries: questions of one message to an encoder.
@@ -70,7 +72,7 @@ class RouterSettings:
     shard_messages: int = 32
     shard_queries: int = 4_096
     encoder_queries: int = 64
-    encoder_messages: int = 8
+    encoder_messages: int = 32
     ingest_window_documents: int = 1_024
     ingest_window_bytes: int = 32 << 20
     ingest_batch_documents: int = 64
@@ -103,7 +105,8 @@ class RouterSettings:
         """Bounds of the messages to encoders.
 
         An encode takes milliseconds, so texts gather by themselves while an
-        encoder works on two messages: holding them would only cost.
+        encoder works on two messages: holding them would only cost. An encoder
+        forms its batches itself, out of all the messages that it has.
         """
         return FanOutOptions(
             pacing=Pacing(hold_ns=0),
@@ -111,6 +114,7 @@ class RouterSettings:
             round_cost=self.round_bytes,
             busy_messages=2,
             straggler_wait_ns=int(self.straggler_wait_ms * 1e6),
+            patient=False,
             shard_messages=self.encoder_messages,
             shard_queries=self.encoder_messages * self.encoder_queries,
         )

@@ -8,12 +8,12 @@ from router.core.fanout import (
     NEVER,
     CancelCall,
     FanOut,
-    FanOutOptions,
     Finish,
     Query,
     RefreshTopology,
     Send,
 )
+from router.core.options import FanOutOptions
 from router.core.pacing import Load, Pacing, hold_until
 from shoal.errors import EmptyText, Overloaded, ShardUnavailable, StaleTopology
 
