@@ -269,9 +269,9 @@ def _show_late(collection: CollectionInfo) -> None:
 def _show_shards(collection: CollectionInfo) -> None:
     numbers = ("shard", "documents", "passages", "tail", "bytes", "recall")
     rows = table(
-        *("shard", "server", "state", "documents", "passages", "tail", "bytes", "recall"),
-        *("index", "detail"),
+        *("shard", "server", "state", "documents", "passages", "tail", "bytes", "recall", "index"),
         right=numbers,
+        whole=("server", "state"),
     )
     for shard in collection.shards:
         rows.add_row(
@@ -284,6 +284,8 @@ def _show_shards(collection: CollectionInfo) -> None:
             f"{shard.index_bytes:,}",
             f"{shard.recall:.4f}",
             " ".join(sorted(set(shard.indexes))) or "exact tail",
-            printable(shard.loss or shard.detail),
         )
     show(rows)
+    for shard in collection.shards:
+        if detail := shard.loss or shard.detail:
+            typer.echo(f"shard {shard.shard}: {printable(detail)}")
