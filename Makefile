@@ -42,7 +42,7 @@ BENCH_VENV := .bench-venv
 BENCH_DATA ?= ../shared/data
 
 .PHONY: bench-peers bench-single bench-quality bench-ingest bench-encoder bench-tokens bench-maxsim \
-	bench-colbert bench-late-peers bench-late-scale
+	bench-colbert bench-colbert-large bench-late-peers bench-late-scale
 
 bench-peers: $(BENCH_VENV)/.installed
 
@@ -76,6 +76,10 @@ bench-maxsim: install
 
 bench-colbert: install
 	$(BIN)/python -m bench.colbert --data $(BENCH_DATA)
+	$(BIN)/python -m bench.page
+
+bench-colbert-large: install
+	$(BIN)/python -m bench.colbert --data $(BENCH_DATA) --documents 60000
 	$(BIN)/python -m bench.page
 
 # The peers of late interaction bring gigabytes of CUDA along, and take an hour to build.

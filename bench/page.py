@@ -27,6 +27,7 @@ it: read the ratios, which are of one run on the same cores, load generator incl
 | `make bench-encoder` | one encoder: rate, drift, quality by chunking; a GPU if any | 40 min |
 | `make bench-tokens` | exact MaxSim over token vectors of both corpora | 10 min |
 | `make bench-colbert` | kind colbert through gRPC on SciFact: latency, recall, bytes | 15 min |
+| `make bench-colbert-large` | the same with 60,000 documents resampled from it | 30 min |
 | `make bench-late-peers` | kind colbert beside xtr-warp-rs and fast-plaid, in process | 2 h |
 | `make bench-late-scale` | kind colbert by corpus size, to 300,000 documents | 15 min |
 | `make bench-maxsim` | the MaxSim kernels: tokens a second on one core | 1 min |
@@ -206,6 +207,7 @@ SECTIONS = {
     "ingest": ingest,
     "tokens": page_late.tokens,
     "colbert": page_late.colbert,
+    "colbert-large": page_late.colbert_large,
     "late-peers-scifact": page_late.peers,
     "late_scale": page_late.scale,
 }
