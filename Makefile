@@ -42,7 +42,8 @@ BENCH_VENV := .bench-venv
 BENCH_DATA ?= ../shared/data
 
 .PHONY: bench-peers bench-single bench-quality bench-ingest bench-encoder bench-tokens bench-maxsim \
-	bench-colbert bench-colbert-large bench-late-peers bench-late-scale
+	bench-colbert bench-colbert-large bench-late-peers bench-late-scale \
+	bench-ray-faults
 
 bench-peers: $(BENCH_VENV)/.installed
 
@@ -95,4 +96,8 @@ $(BENCH_LATE)/.installed: bench/late/requirements.txt
 
 bench-late-scale: install
 	$(BIN)/python -m bench.late_scale --data $(BENCH_DATA)
+	$(BIN)/python -m bench.page
+
+bench-ray-faults: install
+	$(BIN)/python -m bench.ray_faults
 	$(BIN)/python -m bench.page
