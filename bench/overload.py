@@ -295,6 +295,7 @@ def main() -> None:
         **surroundings,
         "sleep_s": {"a question on a shard": plan.search_s, "a text in an encoder": plan.encode_s},
         "step_s": plan.step_s,
+        "niceness": os.nice(0),
         "echo_qps": round(echo_qps, 1),
         "parts": parts,
         "bars": [line for part in parts.values() for line in part.pop("bars")],

@@ -17,7 +17,8 @@ def overload(result: dict[str, Any]) -> str:
             "## Overload (`make bench-overload`)\n",
             f"{surroundings(result)} Open loop, Poisson arrivals, {result['step_s']:.0f} s each. "
             f"The slowed processes sleep ({sleeps}), so the other work of the machine (load "
-            f"average during the run {_loads(result)}) is in the tails alone; the echo rate of the "
+            f"average {_loads(result)}, niceness of the run {result['niceness']}) is in the tails "
+            "alone; the echo rate of the "
             f"same client is {result['echo_qps']:,.0f}/s. Times are from the moment at which a "
             "question was meant to leave; of refusals from the moment at which it left.\n",
             bars(result),
