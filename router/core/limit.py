@@ -16,8 +16,12 @@ from shoal.errors import Overloaded
 
 _PATIENCE = 8
 """Target, in times of a lone query's. At 80 % load, 1 query of 100 takes about as long."""
-_SHORT_NS = 50_000_000
-"""No target is below this: nobody feels it, and fast shards are fastest with full messages."""
+_SHORT_NS = 80_000_000
+"""No target is below this: nobody feels it, and fast shards are fastest with full messages.
+
+Source: J. Nielsen, Usability Engineering (1993), chapter 5: 0.1 s is felt as at once; the rest
+is for the way to the user.
+"""
 _BURST = 2
 """A burst may open so many times the limit, for as long as the target..."""
 _QUIET = 4
