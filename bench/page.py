@@ -206,8 +206,14 @@ def ingest(result: dict[str, Any]) -> str:
 def ray_faults(result: dict[str, Any]) -> str:
     """`make bench-ray-faults`."""
     node = result["node_killed"]
-    heads = ", ".join(
-        f"{each['questions_went_on_s']:.0f} s with {each['reconnect_timeout_s']}"
+    heads = "; ".join(
+        f"with {each['reconnect_timeout_s']}, the raylets ended after "
+        f"{each.get('raylet_ended_s', 'more')} s, and questions "
+        + (
+            f"failed after {each['questions_failed_s']} s"
+            if "questions_failed_s" in each
+            else f"still went on after {each['questions_went_on_s']:.0f} s"
+        )
         for each in result["head_killed"]
     )
     return "\n".join(
@@ -217,8 +223,8 @@ def ray_faults(result: dict[str, Any]) -> str:
             "that searches without a pause.\n",
             f"The node of one server killed: every answer whole again after "
             f"{node['whole_again_s']} s, the server on another node, {node['documents_lost']} "
-            "documents lost. Ray's control service (GCS) killed for good: questions went on for "
-            f"{heads} as `RAY_gcs_rpc_server_reconnect_timeout_s`, then Ray ended its nodes.",
+            "documents lost. Ray's control service (GCS) killed for good, by "
+            f"`RAY_gcs_rpc_server_reconnect_timeout_s`: {heads}.",
         ]
     )
 
