@@ -6,10 +6,9 @@ times what it takes for a lone query: enough to keep the shard busy and its
 messages worth sending. A longer queue would answer nobody sooner. There is
 nothing to set: every constant here is a ratio or what people feel.
 
-Sources: C. Jin, D. Wei, S. Low, FAST TCP (2004), equation 1, window = window x base
+Source: C. Jin, D. Wei, S. Low, FAST TCP (2004), equation 1, window = window x base
 time / measured time + alpha, with a target in place of the base time, since a
-shard that batches needs a queue. That a burst may pass, and only a queue that
-stands is cut: K. Nichols, V. Jacobson, Controlling Queue Delay (2012).
+shard that batches needs a queue, and with the ratio squared.
 """
 
 from shoal.errors import Overloaded
@@ -22,10 +21,6 @@ _SHORT_NS = 80_000_000
 Source: J. Nielsen, Usability Engineering (1993), chapter 5: 0.1 s is felt as at once; the rest
 is for the way to the user.
 """
-_BURST = 2
-"""A burst may open so many times the limit, for as long as the target..."""
-_QUIET = 4
-"""...unless the limit was reached within so many targets before."""
 _LEAST = 4
 """A limit below this would refuse for a hiccup of a machine that is not busy."""
 _ROOM = 1
@@ -38,7 +33,6 @@ _WEIGHT = 0.2
 _FASTER, _SLOWER = 0.1, 0.02
 """Averages: of times in company, and of a lone query's, which company may only lengthen."""
 _RETRY_S_MIN, _RETRY_S_MAX = 0.02, 5.0
-_NEVER_NS = -(1 << 62)
 
 
 class _Shard:
@@ -65,7 +59,8 @@ class _Shard:
 
     @property
     def limit(self) -> float:
-        return self.open * self.target_ns / self.took_ns + _ROOM
+        # Squared: far below the target nothing queues, and a burst may pass.
+        return self.open * (self.target_ns / self.took_ns) ** 2 + _ROOM
 
     def observe(self, open_queries: int, took_ns: int) -> None:
         if open_queries == 1 or took_ns < self.lone_ns:
@@ -87,7 +82,6 @@ class AdaptiveLimit:
 
     def __init__(self, shards: int) -> None:
         self._shards = [_Shard() for _ in range(shards)]
-        self._full_ns = self._full_since_ns = _NEVER_NS
 
     def observe(self, shard: int, open_queries: int, took_ns: int, now_ns: int) -> None:
         """A message came back.
@@ -116,15 +110,15 @@ class AdaptiveLimit:
         A shard that is silent while others reply does not count: its queries wait for
         their deadlines, and those who can do without it are served.
         """
+        return min((max(_LEAST, shard.limit) for shard in self._known()), default=float("inf"))
+
+    def _known(self) -> list[_Shard]:
         newest_ns = max(shard.replied_ns for shard in self._shards)
-        return min(
-            (
-                max(_LEAST, shard.limit)
-                for shard in self._shards
-                if shard.took_ns and newest_ns - shard.replied_ns < _SILENT * shard.target_ns
-            ),
-            default=float("inf"),
-        )
+        return [
+            shard
+            for shard in self._shards
+            if shard.took_ns and newest_ns - shard.replied_ns < _SILENT * shard.target_ns
+        ]
 
     @property
     def target_ns(self) -> int:
@@ -149,16 +143,10 @@ class AdaptiveLimit:
             left_ns: the time that it has.
             now_ns: the time.
         """
-        limit, target_ns = self.queries(), self.target_ns
-        wait_ns = (open_queries + 1) / limit * target_ns
-        if open_queries >= limit:
-            if now_ns - self._full_ns > _QUIET * target_ns:
-                self._full_since_ns = now_ns
-            self._full_ns = now_ns
-        stands = now_ns - self._full_since_ns > target_ns
-        allowed = limit if stands else _BURST * limit
+        each_ns = max((shard.took_ns / shard.open for shard in self._known()), default=0.0)
+        limit, wait_ns = self.queries(), (open_queries + 1) * each_ns
         late = open_queries > 0 and _MARGIN * wait_ns > left_ns
-        if open_queries < allowed and not late:
+        if open_queries < limit and not late:
             return None
         return _refused(open_queries, limit, wait_ns)
 

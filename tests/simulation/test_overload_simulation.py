@@ -56,7 +56,7 @@ def test_more_than_capacity_changes_neither_goodput_nor_latency(
 def test_several_routers_share_the_shards_without_talking() -> None:
     usual, over = (Loaded(SEQUENTIAL, times, routers=3) for times in (0.8, 10))
     assert over.goodput >= 0.9 * CAPACITY[SEQUENTIAL]
-    assert over.p99_ms <= 3 * usual.p99_ms, "each has a query or two of its own in the queue"
+    assert over.p99_ms <= 4 * usual.p99_ms, "each keeps four queries at least"
 
 
 @pytest.mark.parametrize("deadline_ms", [100, 300])
