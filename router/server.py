@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 
 from router import metrics
 from router.admin import AdminService, Presence
@@ -121,16 +122,23 @@ class RouterServer:
         everything. Without any grace it does not drain.
         """
         if grace_s > 0:
-            logger.info("event=drains name=%s", self._settings.name)
-            self._presence.draining = True
-            self._ingest.drain()
-            await self._grpc.drain(self._settings.drain_ms / 1e3)
+            await self._drain()
         await self._grpc.stop(grace_s)
         await self._follower.stop()
         for lane in self._lanes.values():
             lane.close()
         self._encoder.close()
         await self._peers.close()
+
+    async def _drain(self) -> None:
+        """Says that it is about to end, and answers on until others know and nobody calls."""
+        logger.info("event=drains name=%s", self._settings.name)
+        end_s = time.monotonic() + self._settings.drain_ms / 1e3
+        self._presence.draining = True
+        self._ingest.drain()
+        await self._grpc.drain()
+        await self._follower.unlisted(end_s - time.monotonic())
+        await self._grpc.until_quiet(end_s - time.monotonic())
 
     async def wait(self) -> None:
         """Returns when the server has stopped."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 
-from shoal.client.async_routers import AsyncRouters
+from shoal.client.async_routers import AsyncRouters, being_cancelled
 from shoal.client.documents import GivenDocument
 from shoal.client.ingest import IngestSession, IngestWatch, OnRejected, Progress
 from shoal.client.model import IngestReport
@@ -99,7 +99,7 @@ class AsyncIngest:
             if await stream.code() is not grpc.StatusCode.OK:
                 await stream.read()
         except grpc.RpcError as failure:
-            error = typed_error(failure, address)
+            error = typed_error(failure, address, cancelled_here=being_cancelled())
         finally:
             self._routers.end(address, error)
             stream.cancel()

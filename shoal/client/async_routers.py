@@ -22,6 +22,12 @@ from shoal.errors import Cancelled, ShoalError
 from shoal.wire.draining import drains
 
 
+def being_cancelled() -> bool:
+    """Whether the running task was cancelled: grpc.aio may raise its own error then."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
 class AsyncRouters:
     """The asyncio twin of `SyncRouters`, for the event loop that it is first used in.
 
@@ -64,7 +70,9 @@ class AsyncRouters:
             reply = await call
             error, draining = None, drains(await call.trailing_metadata())
         except grpc.aio.AioRpcError as failure:
-            error, draining = typed_error(failure, address), drains(failure.trailing_metadata())
+            ours = self._closed or being_cancelled()
+            error = typed_error(failure, address, cancelled_here=ours)
+            draining = drains(failure.trailing_metadata())
             raise error from failure
         finally:
             self.end(address, error, draining)

@@ -114,7 +114,7 @@ class SyncIngest:
                     self._session.receive(response, time.monotonic())
                     self._condition.notify_all()
         except grpc.RpcError as failure:
-            error = typed_error(failure, address)
+            error = typed_error(failure, address, cancelled_here=self._stopped)
         finally:
             self._routers.end(address, error)
             with self._condition:

@@ -59,7 +59,8 @@ class SyncRouters:
             reply, ended = rpcs[rpc].with_call(request, timeout=timeout_s)
             error, draining = None, drains(ended.trailing_metadata())
         except grpc.RpcError as failure:
-            error, draining = typed_error(failure, address), drains(failure.trailing_metadata())
+            error = typed_error(failure, address, cancelled_here=self._closed)
+            draining = drains(failure.trailing_metadata())
             raise error from failure
         finally:
             self.end(address, error, draining)

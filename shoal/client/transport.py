@@ -5,7 +5,7 @@ from typing import Any
 
 import grpc
 
-from shoal.errors import ClusterUnreachable, InvalidRequest, ShoalError
+from shoal.errors import Cancelled, ClusterUnreachable, InvalidRequest, ShoalError
 from shoal.rpc.router.v1 import router_pb2, router_pb2_grpc
 from shoal.wire.channels import channel_options
 from shoal.wire.errors import from_rpc_error
@@ -72,17 +72,28 @@ class Rpcs:
         return getattr(search, rpc, None) or getattr(admin, rpc)
 
 
-def typed_error(error: grpc.RpcError, address: str) -> ShoalError:
+def typed_error(error: grpc.RpcError, address: str, *, cancelled_here: bool = False) -> ShoalError:
     """The failure of a call as one of Shoal's errors.
 
     Where nothing answers, the error names the address, and says as `connected` whether the
     request may have got there: "no" or "maybe".
+
+    Args:
+        error: gRPC's.
+        address: of the router that was called.
+        cancelled_here: it was this side that cancelled the call, if anybody did.
     """
     typed = from_rpc_error(error)
     if isinstance(typed, ClusterUnreachable):
+        never_sent = typed.message.startswith(_NOT_CONNECTED)
         return ClusterUnreachable(
             f"nothing answers at {address} ({typed.message})",
             target=address,
-            connected="no" if typed.message.startswith(_NOT_CONNECTED) else "maybe",
+            connected="no" if never_sent else "maybe",
+        )
+    if isinstance(typed, Cancelled) and not cancelled_here:
+        # grpc.aio drops so what arrives at the moment in which a server stops (1.85).
+        return ClusterUnreachable(
+            f"the router at {address} dropped the call", target=address, connected="maybe"
         )
     return typed

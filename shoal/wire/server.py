@@ -135,14 +135,14 @@ class GrpcServer:
         for name in ["", *self._names]:
             await self._health.set(name, status)
 
-    async def drain(self, most_s: float) -> None:
-        """Says NOT_SERVING, and in every answer that it is ending; answers on meanwhile.
-
-        Returns after most_s, or once nobody has called for QUIET_S.
-        """
+    async def drain(self) -> None:
+        """Says NOT_SERVING, and in every answer from now on that it is about to end."""
         await self._health.enter_graceful_shutdown()
+        self._leave.begun, self._leave.called_s = True, time.monotonic()
+
+    async def until_quiet(self, most_s: float) -> None:
+        """Returns once nobody has called for QUIET_S, or after most_s."""
         leave, end_s = self._leave, time.monotonic() + most_s
-        leave.begun, leave.called_s = True, time.monotonic()
         # Every call puts the end off.
         while (left_s := min(end_s, leave.called_s + QUIET_S) - time.monotonic()) > 0:  # noqa: ASYNC110
             await asyncio.sleep(left_s)
