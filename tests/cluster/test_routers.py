@@ -1,5 +1,6 @@
 """Routers that end or die under a client's feet: real processes, a steady stream of searches."""
 
+import itertools
 import os
 import signal
 import threading
@@ -82,18 +83,47 @@ def serves_anew(client: shoal.Client, running: Cluster, name: str, pid: int) -> 
     return routers(running).get(name, pid) != pid and state(client, name) == "serving"
 
 
-def test_a_rolling_restart_of_every_router_fails_no_search(running: Cluster) -> None:
+@contextmanager
+def ingesting(client: shoal.Client, count: list[int]) -> Iterator[None]:
+    """One long ingest beside the block; `count` is given its documents and how many are stored."""
+    over = threading.Event()
+
+    def documents() -> Iterator[dict[str, object]]:
+        for number in itertools.count():
+            if over.wait(0.005):
+                count.append(number)
+                return
+            yield {"id": f"e{number}", "vector": -VECTORS[number % len(VECTORS)]}
+
+    def ingest() -> None:
+        report = client.ingest("vectors", documents())
+        count.append(report.stored + report.unchanged)
+
+    thread = threading.Thread(target=ingest)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def test_a_rolling_restart_of_every_router_fails_nobody(running: Cluster) -> None:
     with running.connect() as client, running.connect() as looker:
         searcher = Searcher(client)
-        with searcher.searching():
+        count: list[int] = []
+        with searcher.searching(), ingesting(client, count):
             searcher.more(50)
             for name, pid in sorted(routers(running).items()):
                 os.kill(pid, signal.SIGTERM)
                 wait_for(lambda name=name: state(looker, name) == "draining")
-                wait_for(lambda name=name, pid=pid: serves_anew(looker, running, name, pid))
+                wait_for(lambda name=name, pid=pid: serves_anew(looker, running, name, pid), 60)
                 searcher.more(20)
         assert searcher.failures == []
         assert searcher.answered > 100
+        given, stored = count
+        assert given == stored > 0
+        assert client.get("vectors", f"e{given - 1}") is not None
 
 
 def test_a_killed_router_fails_no_search(running: Cluster) -> None:
@@ -107,24 +137,4 @@ def test_a_killed_router_fails_no_search(running: Cluster) -> None:
             wait_for(lambda: gone(victim))
             searcher.more(100)
         assert searcher.failures == []
-        wait_for(lambda: serves_anew(client, running, "router-0", victim))
-
-
-def test_an_ingest_outlives_the_routers_that_it_goes_through(running: Cluster) -> None:
-    before = routers(running)
-    ended: list[str] = []
-
-    def documents() -> Iterator[dict[str, object]]:
-        for number in range(3000):
-            if number in (500, 1500) and len(ended) < 2:
-                name = sorted(before)[len(ended)]
-                ended.append(name)
-                os.kill(before[name], signal.SIGTERM)
-            yield {"id": f"e{number}", "vector": VECTORS[number % len(VECTORS)]}
-
-    with running.connect() as client:
-        report = client.ingest("vectors", documents())
-        assert (report.stored + report.unchanged, report.rejected) == (3000, ())
-        assert client.get("vectors", "e2999") is not None
-        for name in ended:
-            wait_for(lambda name=name: serves_anew(client, running, name, before[name]))
+        wait_for(lambda: serves_anew(client, running, "router-0", victim), 60)
