@@ -11,6 +11,7 @@ import grpc
 from shoal.client.spreading import Spreading
 from shoal.client.transport import (
     ASK_S,
+    NO_ANSWER,
     WHO_IS_THERE,
     Rpcs,
     check_open,
@@ -117,8 +118,11 @@ class AsyncRouters:
     async def _ask(self, address: str) -> None:
         try:
             reply = await self._rpcs(address)["GetStatus"](WHO_IS_THERE, timeout=ASK_S)
-        except grpc.aio.AioRpcError:
-            self._spreading.silent(address, time.monotonic())
+        except grpc.aio.AioRpcError as failure:
+            if failure.code() in NO_ANSWER:
+                self._spreading.silent(address, time.monotonic())
+            else:
+                self._spreading.told(address, time.monotonic(), (), draining=False)
         else:
             self._spreading.told(address, time.monotonic(), reply.routers, reply.draining)
         self._look()

@@ -10,6 +10,7 @@ import grpc
 from shoal.client.spreading import Spreading
 from shoal.client.transport import (
     ASK_S,
+    NO_ANSWER,
     WHO_IS_THERE,
     Rpcs,
     check_open,
@@ -108,9 +109,11 @@ class SyncRouters:
     def _answered(self, address: str, ended: Any) -> None:
         with self._lock:
             now = time.monotonic()
-            if ended.code() is grpc.StatusCode.OK:
+            if (code := ended.code()) is grpc.StatusCode.OK:
                 reply = ended.result()
                 self._spreading.told(address, now, reply.routers, reply.draining)
-            else:
+            elif code in NO_ANSWER:
                 self._spreading.silent(address, now)
+            else:
+                self._spreading.told(address, now, (), draining=False)
             self._look()

@@ -18,6 +18,12 @@ WHO_IS_THERE = router_pb2.GetStatusRequest(router_only=True)
 """Asks a router which routers there are, and whether it is about to end."""
 # Time for the answer, in seconds.
 ASK_S = 2.0
+NO_ANSWER = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.CANCELLED,
+)
+"""Of the question: any other failure is an answer, of a router that does not know."""
 
 # How gRPC's messages begin where no connection was there to send on (1.85, tests/wire).
 _NOT_CONNECTED = ("failed to connect to all addresses", "errors resolving", "DNS resolution failed")
