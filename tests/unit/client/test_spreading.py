@@ -10,7 +10,14 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from shoal.client import operations
 from shoal.client.operations import Call, LimitsCache
-from shoal.client.spreading import ASK_LAST_S, LOOK_AGAIN_S, LOOK_S, RETRY_PAUSE_S, Spreading
+from shoal.client.spreading import (
+    ASK_FIRST_S,
+    ASK_LAST_S,
+    LOOK_AGAIN_S,
+    LOOK_S,
+    RETRY_PAUSE_S,
+    Spreading,
+)
 from shoal.errors import (
     ClusterUnreachable,
     EmptyText,
@@ -29,7 +36,10 @@ QUERY = router_pb2.SearchRequest(collection="papers", query=router_pb2.Query(tex
 
 @dataclass
 class World:
-    """Routers that live or die, a client's `Spreading`, and a clock that is moved by hand."""
+    """Routers that live or die, a client's `Spreading`, and a clock that is moved by hand.
+
+    Those that are cut off serve, but not this client.
+    """
 
     given: tuple[str, ...] = ("r0:1",)
     listed: list[str] = field(default_factory=lambda: list(NAMES[:3]))
@@ -38,6 +48,7 @@ class World:
     def __post_init__(self) -> None:
         self.spreading = Spreading(self.given)
         self.dead: set[str] = set()
+        self.cut_off: set[str] = set()
         self.draining: set[str] = set()
         self.calls: dict[str, int] = {}
         self.asked: list[tuple[float, str]] = []
@@ -47,7 +58,7 @@ class World:
         while asks := self.spreading.asks(self.now):
             for address in asks:
                 self.asked.append((self.now, address))
-                if address in self.dead:
+                if address in self.dead | self.cut_off:
                     self.spreading.silent(address, self.now)
                     continue
                 serving = [each for each in self.listed if each not in self.dead | self.draining]
@@ -81,7 +92,7 @@ class World:
         """One attempt; a dead router does not answer, whatever the error is to be."""
         address = self.spreading.begin(self.now)
         self.calls[address] = self.calls.get(address, 0) + 1
-        failure = LOST if address in self.dead else error
+        failure = LOST if address in self.dead | self.cut_off else error
         self.spreading.end(address, self.now, failure, address in self.draining)
         self.look()
         return address, failure
@@ -123,12 +134,16 @@ def test_several_given_ones_are_spread_over_before_any_answers() -> None:
 
 def test_a_learned_address_that_leads_nowhere_is_never_called() -> None:
     world = World(given=("public:1",), listed=["inside:1", "inside:2"])
-    world.dead = {"inside:1", "inside:2"}
+    world.cut_off = {"inside:1", "inside:2"}
     for _ in range(200):
         world.attempt()
         world.pass_time(0.1)
-    # Only calls count here: that is what a user would wait for.
-    assert world.calls == {"public:1": 200}
+    world.dead = {"public:1"}
+    for _ in range(200):
+        world.attempt()
+        world.pass_time(0.1)
+    assert world.calls == {"public:1": 400}
+    assert sum(address == "public:1" for _, address in world.asked) < 20.0 / LOOK_S + 12
 
 
 def test_a_given_name_of_a_learned_router_is_kept_for_later() -> None:
@@ -205,6 +220,26 @@ def test_a_router_that_names_none_changes_nothing() -> None:
     assert set(world.spreading.addresses) == set(NAMES[:3])
 
 
+def test_one_that_drained_and_began_anew_unseen_is_called_again() -> None:
+    world = learnt()
+    world.draining = {"r1:1"}
+    while "r1:1" not in world.calls:
+        world.attempt()
+    world.draining.clear()
+    world.pass_time(ASK_LAST_S)
+    assert "r1:1" in {world.attempt() for _ in range(9)}
+
+
+def test_one_that_was_met_is_tried_before_those_that_never_were() -> None:
+    world = World(given=("old:1",), listed=["r0:1", "inside:1"])
+    world.cut_off = {"inside:1"}
+    world.attempt()
+    world.dead = {"old:1", "r0:1"}
+    for _ in range(9):
+        world.attempt()
+    assert set(world.calls) == {"old:1", "r0:1"}
+
+
 # --- questions -------------------------------------------------------------------
 
 
@@ -237,11 +272,39 @@ def test_the_dead_are_asked_less_and_less_often() -> None:
     assert len(asked) <= 60.0 / ASK_LAST_S + 6
 
 
-def test_a_lost_router_has_the_others_asked_soon() -> None:
+def test_many_calls_that_fail_together_are_one_sign() -> None:
+    world = learnt()
+    held = [world.spreading.begin(0.0) for _ in range(60)]
+    world.dead = {"r1:1"}
+    for address in held:
+        world.spreading.end(address, 0.0, LOST if address in world.dead else None)
+    assert "r1:1" in world.spreading.asks(ASK_FIRST_S)
+
+
+def test_one_that_came_back_and_dies_again_is_asked_soon_again() -> None:
+    world = learnt()
+    world.dead = {"r1:1"}
+    for _ in range(300):
+        world.attempt()
+        world.pass_time(0.1)
+    world.dead.clear()
+    world.pass_time(ASK_LAST_S)
+    world.pass_time(LOOK_S)
+    world.calls.clear()
+    world.dead = {"r1:1"}
+    while "r1:1" not in world.calls:
+        world.attempt()
+    world.asked.clear()
+    world.pass_time(ASK_FIRST_S)
+    assert "r1:1" in {address for _, address in world.asked}
+
+
+@pytest.mark.parametrize("sign", ["dead", "draining"])
+def test_a_router_that_goes_has_the_others_asked_soon(sign: str) -> None:
     world = learnt()
     world.pass_time(LOOK_S - 1.0)
     world.asked.clear()
-    world.dead = {"r1:1"}
+    getattr(world, sign).add("r1:1")
     while "r1:1" not in world.calls:
         world.attempt()
     world.pass_time(LOOK_AGAIN_S)
