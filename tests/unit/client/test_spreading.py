@@ -283,7 +283,7 @@ def test_many_calls_that_fail_together_are_one_sign() -> None:
 
 def test_one_that_came_back_and_dies_again_is_asked_soon_again() -> None:
     world = learnt()
-    world.dead = {"r1:1"}
+    world.dead = {"r0:1"}
     for _ in range(300):
         world.attempt()
         world.pass_time(0.1)
@@ -291,12 +291,21 @@ def test_one_that_came_back_and_dies_again_is_asked_soon_again() -> None:
     world.pass_time(ASK_LAST_S)
     world.pass_time(LOOK_S)
     world.calls.clear()
-    world.dead = {"r1:1"}
-    while "r1:1" not in world.calls:
+    world.dead = {"r0:1"}
+    while "r0:1" not in world.calls:
         world.attempt()
     world.asked.clear()
     world.pass_time(ASK_FIRST_S)
-    assert "r1:1" in {address for _, address in world.asked}
+    assert "r0:1" in {address for _, address in world.asked}
+
+
+def test_a_question_is_asked_once_until_it_is_answered() -> None:
+    spreading = Spreading(["a:1"])
+    spreading.end(spreading.begin(0.0), 0.0, LOST)
+    assert spreading.asks(1.0) == ["a:1"]
+    assert spreading.asks(100.0) == []
+    spreading.silent("a:1", 100.0)
+    assert spreading.asks(200.0) == ["a:1"]
 
 
 @pytest.mark.parametrize("sign", ["dead", "draining"])
