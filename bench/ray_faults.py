@@ -176,6 +176,14 @@ def node_of(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
+def ended(pid: int) -> bool:
+    """A process is no more, or waits for its parent to notice."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except FileNotFoundError:
+        return True
+
+
 def filled(cluster: Cluster) -> None:
     """Stores the documents."""
     with cluster.connect() as client:
@@ -217,7 +225,7 @@ def head_killed(reconnect_s: int) -> dict[str, Any]:
                 ray.kill("gcs")
                 began = time.monotonic()
                 while (after := time.monotonic() - began) < reconnect_s + SLACK_S:
-                    if "raylet_ended_s" not in result and not Path(f"/proc/{raylet}").exists():
+                    if "raylet_ended_s" not in result and ended(raylet):
                         result["raylet_ended_s"] = round(after, 1)
                     if not whole(client):
                         return result | {"questions_failed_s": round(after, 1)}
