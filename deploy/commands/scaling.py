@@ -79,7 +79,9 @@ def move(
     Example: shoal move papers 0 --to server-1
     """
     with shoal.connect(target) as client:
-        _finish(client, [client.move(name, shard, to)], timeout_s, as_json)
+        begun = client.move(name, shard, to)
+        moves = [begun] if begun.from_server != begun.to_server else []
+        _finish(client, moves, timeout_s, as_json)
 
 
 def drain(
