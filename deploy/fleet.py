@@ -104,10 +104,14 @@ class Fleet:
 
     async def stop(self, name: str) -> None:
         """Ends a process for good."""
-        tracked = self.tracked.pop(name)
+        tracked = self.tracked[name]
         self._end_tasks(tracked)
+        tracked.view = replace(tracked.view, phase=Phase.STOPPING)
         if tracked.handle is not None:
             await tracked.handle.stop(self._settings.stop_grace_s)
+        # Only now may another one of that name start.
+        del self.tracked[name]
+        await self._calls.forget(tracked.view.address)
         self._changed()
 
     def release(self) -> None:

@@ -129,6 +129,7 @@ class Phase(Enum):
 
     STARTING = "starting"
     RUNNING = "running"
+    STOPPING = "stopping"
     DEAD = "dead"
 
 
