@@ -6,6 +6,8 @@ from shoal.types import ShardRef
 
 _LEVEL = 0.1
 """Servers whose loads differ by this share of the larger are level."""
+_GAIN = 0.1
+"""A move must make the fuller server emptier by this share of what is moved."""
 
 
 def place(
@@ -20,7 +22,7 @@ def place(
     A shard whose server is not one of `servers` goes to the one with the least bytes,
     large ones first. Then shards that are not pinned move from the fullest server to the
     emptiest, each time the one that levels the two most, until the two are level or no
-    move makes the fuller of them emptier.
+    move is worth its bytes.
 
     Args:
         shards: all shards, in a fixed order.
@@ -98,9 +100,12 @@ class _Loads:
         gap = self._bytes[most] - self._bytes[least]
         if gap <= _LEVEL * self._bytes[most]:
             return None
+        worthwhile = [s for s in reversed(movable[most]) if (1 + _GAIN) * self.size(s) <= gap]
+        if not worthwhile:
+            return None
         # Of those that level best, one whose siblings stay behind.
         shard = min(
-            reversed(movable[most]),
+            worthwhile,
             key=lambda shard: (abs(gap - 2 * self.size(shard)), -self._siblings(most, shard)),
         )
-        return (shard, most, least) if self.size(shard) < gap else None
+        return shard, most, least
