@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import secrets
+from collections.abc import Sequence
 
 from deploy.core.build import GenerationPhase
 from deploy.core.creation import (
@@ -15,8 +16,7 @@ from deploy.core.creation import (
     settle,
 )
 from deploy.core.planner import OpenShard
-from deploy.core.state import Phase, ProcessSpec, Role, ShardPhase
-from deploy.fleet import wanted_processes
+from deploy.core.state import Phase, Role, ShardPhase
 from deploy.generations import Generations
 from deploy.reconciler import Reconciler
 from deploy.records import (
@@ -69,7 +69,7 @@ class Administration:
         self._bounds = Bounds(
             max_dim=limits.max_dim,
             max_shards=limits.max_shards,
-            default_shards=reconciler.settings.servers,
+            default_shards=reconciler.settings.shards or reconciler.settings.servers,
         )
 
     async def create(self, request: router_pb2.CreateCollectionRequest, timeout_s: float) -> Record:
@@ -227,7 +227,7 @@ class Administration:
         if not known or known != loss:
             raise LossMismatch(f"shard {shard} of {name} names the loss {known!r}")
         placement = record.collection.shards[shard]
-        action = OpenShard(name, ref, placement.server, placement.epoch + 1)
+        action = OpenShard(name, ref, placement.server, placement.next_epoch)
         await self._loop.open(action, self._loop.opening(action), accept_loss=loss)
         self._loop.wake()
         if self._loop.shards[ref].phase is not ShardPhase.OPEN:
@@ -242,11 +242,14 @@ class Administration:
             raise CollectionNotFound(f"there is no collection {name[:80]!r}")
         return record
 
-    def status(self, address: str) -> controller_pb2.GetClusterStatusResponse:
+    def status(
+        self, address: str, pending: Sequence[str]
+    ) -> controller_pb2.GetClusterStatusResponse:
         """Processes and shards as last seen.
 
         Args:
             address: the controller's own.
+            pending: what is left to do.
         """
         own = router_pb2.ProcessInfo(
             name="controller",
@@ -256,7 +259,17 @@ class Administration:
             pid=os.getpid(),
             restarts=max(0, self._loop.store.starts - 1),
         )
-        processes = [own, *map(self._process, wanted_processes(self._loop.settings))]
+        roles = {spec.name: spec.role for spec in self._loop.wanted.specs}
+        draining = {
+            name: tracked.view.role
+            for name, tracked in self._loop.fleet.tracked.items()
+            if name not in roles
+        }
+        processes = [
+            own,
+            *(self._process(name, role) for name, role in roles.items()),
+            *(self._process(name, role, draining=True) for name, role in draining.items()),
+        ]
         return controller_pb2.GetClusterStatusResponse(
             processes=sorted(processes, key=lambda process: process.name),
             collections=[
@@ -265,22 +278,22 @@ class Administration:
                 if record.collection.phase is GenerationPhase.SERVING
             ],
             topology_version=self._loop.published.version,
+            desired={role.value: count for role, count in self._loop.wanted.counts.items()},
+            pending=pending,
         )
 
-    def _process(self, spec: ProcessSpec) -> router_pb2.ProcessInfo:
-        tracked = self._loop.fleet.tracked.get(spec.name)
+    def _process(self, name: str, role: Role, *, draining: bool = False) -> router_pb2.ProcessInfo:
+        tracked = self._loop.fleet.tracked.get(name)
         if tracked is None:
-            return router_pb2.ProcessInfo(
-                name=spec.name, role=spec.role.value, state=Phase.STARTING.value
-            )
+            return router_pb2.ProcessInfo(name=name, role=role.value, state=Phase.STARTING.value)
         view = tracked.view
         state = view.phase.value
         if view.phase is Phase.RUNNING:
             state = "serving" if view.serving else Phase.STARTING.value
-            state = "draining" if view.draining else state
+            state = "draining" if draining or view.draining else state
         return router_pb2.ProcessInfo(
-            name=spec.name,
-            role=spec.role.value,
+            name=name,
+            role=role.value,
             address=view.address,
             state=state,
             pid=tracked.handle.pid if tracked.handle is not None else 0,
@@ -339,6 +352,7 @@ class Administration:
             server=placement.server,
             state=_SHARD_STATES[view.phase] if view is not None else "unreachable",
             detail=self._loop.details.get(ref, ""),
+            moving_to=placement.target,
         )
         status = self._loop.statuses.get(ref)
         if view is None or status is None:

@@ -39,6 +39,7 @@ class UpOptions:
         mode: how to run it.
         ray_address: with Mode.RAY, of the Ray cluster to use.
         servers: shard servers.
+        shards: default shard count of collections; 0 is `servers`.
         encoders: encoder workers.
         routers: routers.
         port: of router-0; 0 takes free ones.
@@ -48,6 +49,7 @@ class UpOptions:
     mode: Mode = Mode.LOCAL_RAY
     ray_address: str = ""
     servers: int = 2
+    shards: int = 0
     encoders: int = 1
     routers: int = 1
     port: int = 50051

@@ -104,18 +104,31 @@ class Calls:
     async def open_shard(
         self, address: str, record: Record, shard: int, accept_loss: str, timeout_s: float
     ) -> shard_pb2.ShardStatus:
-        """Has a server open a shard under the epoch that its record names."""
+        """Has a server open a shard under the highest epoch that its record names."""
         collection = record.collection
         request = shard_pb2.OpenShardRequest(
             key=key_to_message(collection.ref(shard)),
             shard_count=len(collection.shards),
             settings=record.settings,
-            writer_epoch=collection.shards[shard].epoch,
+            writer_epoch=collection.shards[shard].next_epoch - 1,
             accept_loss=accept_loss,
             writers=WRITERS[collection.phase],
         )
         stub = shard_pb2_grpc.ShardServiceStub(self._channel(address))
         return (await _ask(stub.OpenShard(request, timeout=timeout_s))).status
+
+    async def prepare_shard(
+        self, address: str, record: Record, shard: int, timeout_s: float
+    ) -> shard_pb2.ShardStatus:
+        """Has a server read a shard that another one serves."""
+        collection = record.collection
+        request = shard_pb2.PrepareShardRequest(
+            key=key_to_message(collection.ref(shard)),
+            shard_count=len(collection.shards),
+            settings=record.settings,
+        )
+        stub = shard_pb2_grpc.ShardServiceStub(self._channel(address))
+        return (await _ask(stub.PrepareShard(request, timeout=timeout_s))).status
 
     async def close_shard(self, address: str, ref: ShardRef, drop: bool, timeout_s: float) -> None:
         """Has a server let a shard go, and delete its data if drop is set."""

@@ -16,6 +16,7 @@ from deploy.commands import (
     documents,
     evaluate,
     loadtest,
+    scaling,
     top,
 )
 from deploy.commands.output import fail
@@ -43,7 +44,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
 )
-for family in (cluster, collections, documents, evaluate, loadtest, doctor, top):
+for family in (cluster, scaling, collections, documents, evaluate, loadtest, doctor, top):
     family.register(app)
 
 

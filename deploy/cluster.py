@@ -22,7 +22,7 @@ from deploy.launchers.processes import log_path
 from deploy.plain import PlainBackend
 from deploy.ray_head import set_ray_environment
 from deploy.services import PREFIXES, default_environment, own_environment
-from deploy.store import CONTROLLER_KEY
+from deploy.store import CONTROLLER_KEY, WANTED_KEY
 from shoal.rpc.controller.v1 import controller_pb2, controller_pb2_grpc
 from shoal.rpc.router.v1 import router_pb2
 from shoal.storage.directory import open_storage
@@ -48,7 +48,10 @@ def up(options: UpOptions, progress: Progress) -> ClusterFile:
     refuse_second(options.data)
     port = choose_ports(options.port, options.routers)
     Path(options.data).mkdir(parents=True, exist_ok=True)
-    open_storage(options.data).catalog.delete(CONTROLLER_KEY)
+    catalog = open_storage(options.data).catalog
+    # What the cluster was scaled to ends with it: the options say how this one begins.
+    for key in (CONTROLLER_KEY, WANTED_KEY):
+        catalog.delete(key)
     file = ClusterFile(
         mode=options.mode,
         target=f"{HOST}:{port}",
@@ -160,6 +163,7 @@ def controller_environment(options: UpOptions, port: int) -> dict[str, str]:
     values = {
         "DATA": options.data,
         "SERVERS": options.servers,
+        "SHARDS": options.shards,
         "ENCODERS": options.encoders,
         "ROUTERS": options.routers,
         "ROUTER_PORT": port,

@@ -11,6 +11,7 @@ from deploy.generations import Generations
 from deploy.launchers.port import Launcher
 from deploy.launchers.processes import ProcessLauncher
 from deploy.reconciler import Reconciler
+from deploy.scaling import Scaling
 from deploy.settings import ControllerSettings
 from deploy.store import Store
 from shoal.errors import InternalError
@@ -53,7 +54,10 @@ class ControllerServer:
         await reconciler.recover()
         generations = Generations(reconciler, storage)
         servicer = ControllerServicer(
-            self._settings, reconciler, Administration(reconciler, generations, self._limits)
+            self._settings,
+            reconciler,
+            Administration(reconciler, generations, self._limits),
+            Scaling(reconciler),
         )
         service = controller_pb2.DESCRIPTOR.services_by_name["ControllerService"]
         self._server.add(service, servicer)
@@ -103,11 +107,16 @@ class ControllerServicer(controller_pb2_grpc.ControllerServiceServicer):
     """Handlers of ControllerService."""
 
     def __init__(
-        self, settings: ControllerSettings, reconciler: Reconciler, administration: Administration
+        self,
+        settings: ControllerSettings,
+        reconciler: Reconciler,
+        administration: Administration,
+        scaling: Scaling,
     ) -> None:
         self._settings = settings
         self._reconciler = reconciler
         self._administration = administration
+        self._scaling = scaling
         self.address = ""
 
     async def WatchTopology(
@@ -169,8 +178,28 @@ class ControllerServicer(controller_pb2_grpc.ControllerServiceServicer):
             topology_version=self._reconciler.published.version
         )
 
+    async def Scale(
+        self, request: controller_pb2.ScaleRequest, context: Context
+    ) -> controller_pb2.ScaleResponse:
+        """Has another number of processes run."""
+        return controller_pb2.ScaleResponse(response=await self._scaling.scale(request.request))
+
+    async def MoveShard(
+        self, request: controller_pb2.MoveShardRequest, context: Context
+    ) -> controller_pb2.MoveShardResponse:
+        """Begins to move a shard."""
+        return controller_pb2.MoveShardResponse(response=await self._scaling.move(request.request))
+
+    async def Rebalance(
+        self, request: controller_pb2.RebalanceRequest, context: Context
+    ) -> controller_pb2.RebalanceResponse:
+        """Begins to level the servers."""
+        return controller_pb2.RebalanceResponse(
+            response=await self._scaling.rebalance(request.request)
+        )
+
     async def GetClusterStatus(
         self, request: controller_pb2.GetClusterStatusRequest, context: Context
     ) -> controller_pb2.GetClusterStatusResponse:
         """Processes and shards."""
-        return self._administration.status(self.address)
+        return self._administration.status(self.address, self._scaling.pending())

@@ -3,12 +3,12 @@
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from deploy.calls import Calls
-from deploy.core.shares import failures_in_row, restart_delay_ns, shares
+from deploy.core.shares import Share, failures_in_row, restart_delay_ns, shares
 from deploy.core.state import NEVER_NS, Phase, Process, ProcessSpec, Role
 from deploy.launchers.port import Handle, Launcher, StartFailed, StartSpec
 from deploy.services import PREFIXES, own_environment
@@ -31,20 +31,6 @@ class Tracked:
     misses: int = 0
     detail: str = ""
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
-
-
-def wanted_processes(settings: ControllerSettings) -> tuple[ProcessSpec, ...]:
-    """The processes of a cluster; routers first, since their ports can be taken."""
-    counts = (
-        (Role.ROUTER, settings.routers),
-        (Role.SERVER, settings.servers),
-        (Role.ENCODER, settings.encoders),
-    )
-    return tuple(
-        ProcessSpec(f"{role.value}-{number}", role)
-        for role, count in counts
-        for number in range(count)
-    )
 
 
 class Fleet:
@@ -71,11 +57,19 @@ class Fleet:
         self._calls = calls
         self._probe = probe
         self._changed = changed
-        counts = {Role.CONTROLLER: 1, Role.ENCODER: 0, Role.ROUTER: 0, Role.SERVER: 0}
-        for spec in wanted_processes(settings):
-            counts[spec.role] += 1
-        self._shares = shares(counts, launcher.cores())
+        self._shares: Mapping[Role, Share] = {}
+        self.share_out(
+            {
+                Role.ENCODER: settings.encoders,
+                Role.ROUTER: settings.routers,
+                Role.SERVER: settings.servers,
+            }
+        )
         self.tracked: dict[str, Tracked] = {}
+
+    def share_out(self, counts: Mapping[Role, int]) -> None:
+        """Shares the cores out among so many processes; what runs keeps its share."""
+        self._shares = shares({Role.CONTROLLER: 1, **counts}, self._launcher.cores())
 
     def views(self) -> dict[str, Process]:
         """Every process as the planner sees it."""
@@ -110,10 +104,14 @@ class Fleet:
 
     async def stop(self, name: str) -> None:
         """Ends a process for good."""
-        tracked = self.tracked.pop(name)
+        tracked = self.tracked[name]
         self._end_tasks(tracked)
+        tracked.view = replace(tracked.view, phase=Phase.STOPPING)
         if tracked.handle is not None:
             await tracked.handle.stop(self._settings.stop_grace_s)
+        # Only now may another one of that name start.
+        del self.tracked[name]
+        await self._calls.forget(tracked.view.address)
         self._changed()
 
     def release(self) -> None:
@@ -220,7 +218,10 @@ class Fleet:
             own["SEARCH_THREADS"] = given.get(prefix + "SEARCH_THREADS", threads)
         else:
             own |= {"DATA": settings.data, "NAME": spec.name}
-            own["PORT"] = str(settings.router_port + number * settings.router_port_step)
+            step = settings.router_port_step
+            # Nobody kept ports free for routers that came later; the topology names theirs.
+            if number < settings.routers or not step:
+                own["PORT"] = str(settings.router_port + number * step)
         return given | {prefix + name: value for name, value in own.items()}
 
     def _begin(self, tracked: Tracked, work: Coroutine[Any, Any, None]) -> None:

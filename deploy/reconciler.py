@@ -14,33 +14,44 @@ from deploy.calls import Calls, short
 from deploy.core.build import GenerationPhase
 from deploy.core.planner import (
     Action,
+    AimShard,
     CloseShard,
     DropShard,
+    FinishMove,
     ForgetDrop,
     LoadModel,
     OpenShard,
+    PrepareShard,
     StartProcess,
     StopProcess,
+    TakeOver,
     plan,
 )
 from deploy.core.shares import retry_delay_ns
-from deploy.core.sightings import Report, Sighting, merge_report
+from deploy.core.sightings import Report, Seen, Sighting, merge_report
 from deploy.core.state import (
     NEVER_NS,
     Desired,
+    Mention,
     Observed,
+    Placement,
     Process,
     Role,
     ShardPhase,
     ShardView,
 )
-from deploy.core.topology import Topology, next_topology
-from deploy.fleet import Fleet, wanted_processes
+from deploy.core.topology import Topology, mentions, next_topology
+from deploy.core.wanted import Wanted
+from deploy.fleet import Fleet
 from deploy.launchers.port import Launcher
+from deploy.moving import Moves
 from deploy.records import (
     Record,
     key_from_message,
     key_to_message,
+    shard_phase,
+    shard_size,
+    shard_view,
     topology_from_message,
     topology_to_message,
 )
@@ -54,11 +65,6 @@ from shoal.types import ShardRef
 logger = logging.getLogger(__name__)
 
 _TICK_S = 0.5
-_PHASES = {
-    shard_pb2.SHARD_STATE_OPENING: ShardPhase.OPENING,
-    shard_pb2.SHARD_STATE_SERVING: ShardPhase.OPEN,
-    shard_pb2.SHARD_STATE_CORRUPT: ShardPhase.CORRUPT,
-}
 
 
 class Reconciler:
@@ -80,10 +86,14 @@ class Reconciler:
         self._wake = asyncio.Event()
         self._changed = asyncio.Condition()
         self.fleet = Fleet(settings, launcher, calls, self._probe, self._wake.set)
+        self.wanted = _first_wanted(settings)
         self.shards: dict[ShardRef, ShardView] = {}
+        self.moves = Moves(self)
+        self._named: dict[Mention, int] = {}
+        self._named_from = 0
         self.statuses: dict[ShardRef, shard_pb2.ShardStatus] = {}
         self.details: dict[ShardRef, str] = {}
-        self._failures: dict[object, int] = {}
+        self.failures: dict[object, int] = {}
         self._dropping: dict[ShardRef, int] = {}
         self._dropped: set[ShardRef] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -97,8 +107,27 @@ class Reconciler:
     async def recover(self) -> None:
         """Reads the catalog, and takes over the processes and shards that run."""
         await self.store.load()
-        self.published = topology_from_message(self.store.topology)
+        if self.store.wanted is None:
+            await self.store.want(self.wanted)
+        else:
+            self._wants(self.store.wanted)
+        self._published(topology_from_message(self.store.topology))
+        self._named_from = self.published.version
         await self.fleet.adopt()
+
+    async def want(self, wanted: Wanted) -> None:
+        """Has other processes run; durable when it returns.
+
+        Raises:
+            Superseded: another controller works on this catalog.
+        """
+        await self.store.want(wanted)
+        self._wants(wanted)
+        self.wake()
+
+    def _wants(self, wanted: Wanted) -> None:
+        self.wanted = wanted
+        self.fleet.share_out(wanted.counts)
 
     async def run(self) -> None:
         """Works until cancelled.
@@ -133,7 +162,7 @@ class Reconciler:
         """What should be."""
         records = sorted(self.store.collections.items())
         return Desired(
-            wanted_processes(self.settings),
+            self.wanted.specs,
             tuple(
                 record.collection
                 for _, record in records
@@ -144,7 +173,17 @@ class Reconciler:
 
     def observed(self) -> Observed:
         """What is."""
-        return Observed(self.fleet.views(), self.shards, self._dropping, frozenset(self._dropped))
+        return Observed(
+            processes=self.fleet.views(),
+            shards=self.shards,
+            arrivals=self.moves.arrivals,
+            steps=self.moves.steps,
+            named=self._named,
+            named_from=self._named_from,
+            version=self.published.version,
+            dropping=self._dropping,
+            dropped=frozenset(self._dropped),
+        )
 
     def wake(self) -> None:
         """Has the loop look again at once."""
@@ -186,6 +225,8 @@ class Reconciler:
                 pass  # a shard that opened now could take writes that nobody copies
             case OpenShard():
                 self._spawn(self.open(action, self.opening(action)))
+            case AimShard() | PrepareShard() | TakeOver() | FinishMove():
+                self._spawn(self.moves.step(action))
             case CloseShard(ref, server):
                 self._spawn(self._close(ref, server))
             case LoadModel():
@@ -212,7 +253,7 @@ class Reconciler:
     def opening(self, action: OpenShard) -> Record:
         """Notes that a shard is being opened, so that no plan opens it again."""
         record = self.store.collections[action.collection].placed(
-            action.ref.shard, action.server, action.epoch
+            action.ref.shard, Placement(action.server, action.epoch)
         )
         self.store.collections[action.collection] = record
         process = self.fleet.tracked[action.server].view
@@ -242,11 +283,10 @@ class Reconciler:
         except ShoalError as error:
             opened = self._not_opened(ref, view, error)
         else:
-            self._failures.pop(ref, None)
+            self.failures.pop(ref, None)
             self.details.pop(ref, None)
             self.statuses[ref] = status
-            phase = _PHASES.get(status.state, ShardPhase.OPENING)
-            opened = replace(view, phase=phase, documents=status.documents)
+            opened = shard_view(status, view.server, view.incarnation)
         if self.shards.get(ref) == view:
             self.shards[ref] = opened
 
@@ -262,7 +302,7 @@ class Reconciler:
                 detail=error.message,
             )
             return replace(view, phase=ShardPhase.CORRUPT)
-        return replace(view, phase=ShardPhase.FAILED, retry_at_ns=self._retry_at(ref))
+        return replace(view, phase=ShardPhase.FAILED, retry_at_ns=self.retry_at(ref))
 
     async def _close(self, ref: ShardRef, server: str) -> None:
         view = self.fleet.tracked[server].view
@@ -284,9 +324,9 @@ class Reconciler:
             )
         except ShoalError as error:
             logger.warning("event=load_failed process=%s why=%s", view.name, short(error))
-            self.fleet.loading(action.encoder, action.fingerprint, self._retry_at(key))
+            self.fleet.loading(action.encoder, action.fingerprint, self.retry_at(key))
         else:
-            self._failures.pop(key, None)
+            self.failures.pop(key, None)
             current = self.fleet.tracked[action.encoder].view
             self.fleet.update(
                 replace(current, fingerprints=current.fingerprints | {action.fingerprint})
@@ -300,15 +340,16 @@ class Reconciler:
             )
         except ShoalError as error:
             logger.warning("event=drop_failed shard=%s why=%s", ref, short(error))
-            self._dropping[ref] = self._retry_at(ref)
+            self._dropping[ref] = self.retry_at(ref)
             return
         self._dropped.add(ref)
         for known in (self.shards, self.statuses, self.details, self._dropping):
             known.pop(ref, None)
 
-    def _retry_at(self, key: object) -> int:
-        self._failures[key] = self._failures.get(key, 0) + 1
-        return time.monotonic_ns() + retry_delay_ns(self._failures[key])
+    def retry_at(self, key: object) -> int:
+        """When to try again what failed once more."""
+        self.failures[key] = self.failures.get(key, 0) + 1
+        return time.monotonic_ns() + retry_delay_ns(self.failures[key])
 
     # --- what is seen ----------------------------------------------------------
 
@@ -318,38 +359,48 @@ class Reconciler:
             self.fleet.update(replace(self.fleet.tracked[process.name].view, fingerprints=models))
         elif process.role is Role.SERVER:
             await self._report(process)
-        elif process.role is Role.ROUTER:
+        else:
             status = await self.calls.router(process.address, self.settings.probe_timeout_s)
             view = self.fleet.tracked[process.name].view
-            self.fleet.update(replace(view, advertised=status.address, draining=status.draining))
+            self.fleet.update(
+                replace(
+                    view,
+                    advertised=status.address,
+                    draining=status.draining,
+                    topology_version=status.topology_version,
+                )
+            )
 
     async def _report(self, process: Process) -> None:
         asked = frozenset(
             ref
-            for ref, view in self.shards.items()
-            if view.server == process.name and view.phase is ShardPhase.OPEN
+            for views in (self.shards, self.moves.arrivals)
+            for ref, view in views.items()
+            if view.server == process.name and view.phase in {ShardPhase.OPEN, ShardPhase.PREPARED}
         )
         answer = await self.calls.shard_statuses(process.address, self.settings.probe_timeout_s)
         sightings = tuple(
             Sighting(
                 key_from_message(status.key),
                 status.writer_epoch,
-                _PHASES.get(status.state, ShardPhase.OPENING),
+                shard_phase(status.state),
                 status.documents,
+                shard_size(status),
             )
             for status in answer
         )
         report = Report(process.name, process.incarnation, sightings, asked)
-        merged, strays = merge_report(self.desired().collections, self.shards, report)
+        known = Seen(self.shards, self.moves.arrivals)
+        seen = merge_report(self.desired().collections, known, report)
         for status in answer:
-            ref = key_from_message(status.key)
-            if ref in merged and merged[ref].server == process.name:
-                self.statuses[ref] = status
-        if merged != self.shards:
-            self.shards = merged
+            view = seen.shards.get(key_from_message(status.key))
+            if view and (view.server, view.epoch) == (process.name, status.writer_epoch):
+                self.statuses[key_from_message(status.key)] = status
+        if seen.shards != self.shards or seen.arrivals != self.moves.arrivals:
+            self.shards, self.moves.arrivals = dict(seen.shards), dict(seen.arrivals)
             self._wake.set()
         current = self.fleet.tracked[process.name].view
-        self.fleet.update(replace(current, strays=strays))
+        self.fleet.update(replace(current, strays=seen.strays, reported=True))
 
     # --- publishing --------------------------------------------------------------
 
@@ -360,6 +411,21 @@ class Reconciler:
         if topology is None:
             return
         await self.store.publish(topology_to_message(topology, self.store.collections))
-        self.published = topology
+        self._published(topology)
         self._counts_ns = now_ns
         logger.info("event=published topology_version=%d", topology.version)
+
+    def _published(self, topology: Topology) -> None:
+        self.published = topology
+        self._named.update(dict.fromkeys(mentions(topology), topology.version))
+
+
+def _first_wanted(settings: ControllerSettings) -> Wanted:
+    """The processes of a cluster that was never scaled."""
+    return Wanted.of(
+        {
+            Role.ROUTER: settings.routers,
+            Role.SERVER: settings.servers,
+            Role.ENCODER: settings.encoders,
+        }
+    )

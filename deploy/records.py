@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from deploy.core.build import GenerationPhase, record_name
 from deploy.core.creation import Model, Settled, Wish
-from deploy.core.state import Collection, Placement
+from deploy.core.state import Collection, Placement, ShardPhase, ShardView
 from deploy.core.topology import Endpoint, PlacedCollection, PlacedShard, Topology
 from shoal.errors import InvalidRequest
 from shoal.rpc.common.v1 import common_pb2
@@ -30,6 +30,14 @@ PHASES = {
     controller_pb2.GENERATION_PHASE_COPYING: GenerationPhase.COPYING,
     controller_pb2.GENERATION_PHASE_PREVIOUS: GenerationPhase.PREVIOUS,
 }
+_SHARD_PHASES = {
+    shard_pb2.SHARD_STATE_OPENING: ShardPhase.OPENING,
+    shard_pb2.SHARD_STATE_PREPARED: ShardPhase.PREPARED,
+    shard_pb2.SHARD_STATE_SERVING: ShardPhase.OPEN,
+    shard_pb2.SHARD_STATE_CORRUPT: ShardPhase.CORRUPT,
+}
+_TAIL_PASSAGE_BYTES = 2_048
+"""A guess of a passage's bytes, with its vector, where no segment tells."""
 _PHASE_NUMBERS = {phase: number for number, phase in PHASES.items()}
 _KIND_NUMBERS = {kind: number for number, kind in KINDS.items()}
 _SIMILARITY_NUMBERS = {similarity: number for number, similarity in SIMILARITIES.items()}
@@ -47,10 +55,10 @@ class Record:
     settings: common_pb2.CollectionSettings
     collection: Collection
 
-    def placed(self, shard: int, server: str, epoch: int) -> "Record":
+    def placed(self, shard: int, placement: Placement) -> "Record":
         """The record with one shard placed anew."""
         shards = list(self.collection.shards)
-        shards[shard] = Placement(server, epoch)
+        shards[shard] = placement
         return replace(self, collection=replace(self.collection, shards=tuple(shards)))
 
     def to_message(self) -> controller_pb2.CollectionPlacement:
@@ -62,6 +70,8 @@ class Record:
                 controller_pb2.ShardPlacement(
                     servers=[placement.server] if placement.server else [],
                     writer_epoch=placement.epoch,
+                    moving_to=placement.target,
+                    highest_epoch=placement.highest,
                 )
                 for placement in self.collection.shards
             ],
@@ -85,7 +95,12 @@ def record_from_bytes(data: bytes) -> Record:
     """A stored record."""
     message = controller_pb2.CollectionPlacement.FromString(data)
     shards = tuple(
-        Placement(shard.servers[0] if shard.servers else "", shard.writer_epoch)
+        Placement(
+            shard.servers[0] if shard.servers else "",
+            shard.writer_epoch,
+            shard.moving_to,
+            shard.highest_epoch,
+        )
         for shard in message.shards
     )
     record = _record(message.settings, message.generation, shards)
@@ -228,6 +243,30 @@ def key_to_message(ref: ShardRef) -> shard_pb2.ShardKey:
 def key_from_message(key: shard_pb2.ShardKey) -> ShardRef:
     """A shard's identity."""
     return ShardRef(key.collection.hex(), key.generation, key.shard)
+
+
+def shard_phase(state: shard_pb2.ShardState.ValueType) -> ShardPhase:
+    """Where in its life a server says that a shard is."""
+    return _SHARD_PHASES.get(state, ShardPhase.OPENING)
+
+
+def shard_view(status: shard_pb2.ShardStatus, server: str, incarnation: int) -> ShardView:
+    """A shard as the server that was asked for it says."""
+    return ShardView(
+        server,
+        incarnation,
+        status.writer_epoch,
+        shard_phase(status.state),
+        status.documents,
+        size=shard_size(status),
+    )
+
+
+def shard_size(status: shard_pb2.ShardStatus) -> int:
+    """Bytes of a shard's segments, and about those of its tail."""
+    sealed = sum(segment.bytes for segment in status.segments)
+    rows = sum(segment.passages for segment in status.segments)
+    return sealed + status.tail_passages * (sealed // rows if rows else _TAIL_PASSAGE_BYTES)
 
 
 def topology_to_message(

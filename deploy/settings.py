@@ -11,10 +11,11 @@ class ControllerSettings:
         host: address to listen on, and for the services it starts.
         port: 0 takes a free one; the catalog tells others.
         data: the cluster's folder.
-        servers: shard servers; the default shard count of collections.
-        encoders: encoder workers.
-        routers: routers.
-        router_port: port of router-0.
+        servers: shard servers of a cluster that was never scaled.
+        shards: default shard count of collections; 0 is `servers`.
+        encoders: encoder workers, likewise.
+        routers: routers, likewise.
+        router_port: port of router-0; routers that are added later take free ones.
         router_port_step: from one router's port to the next one's; 0 where each has an
             address of its own.
         probe_interval_s: between two health checks of a process.
@@ -36,6 +37,7 @@ class ControllerSettings:
     port: int = 0
     data: str = ".shoal"
     servers: int = 2
+    shards: int = 0
     encoders: int = 1
     routers: int = 1
     router_port: int = 50051

@@ -52,8 +52,10 @@ class GenerationShards:
         return len(self.record.collection.shards)
 
     def open(self) -> bool:
-        """Every shard is open."""
+        """Every shard is open, and none is being taken over."""
         collection = self.record.collection
+        if any(placement.fenced for placement in collection.shards):
+            return False
         observed = self.loop.observed()
         views = (
             observed.holder(collection.ref(number), placement)

@@ -7,13 +7,17 @@ from dataclasses import replace
 from typing import TypeVar
 
 from deploy.core.build import GenerationPhase
+from deploy.core.state import Placement
+from deploy.core.wanted import Wanted
 from deploy.records import Record, record_from_bytes
 from shoal.errors import CollectionExists, NotReady
 from shoal.rpc.controller.v1 import controller_pb2
 from shoal.storage.ports import Catalog
+from shoal.types import ShardRef
 
 CONTROLLER_KEY = "controller"
 TOPOLOGY_KEY = "topology"
+WANTED_KEY = "processes"
 _COLLECTIONS = "collections/"
 _DROPS = "drops/"
 T = TypeVar("T")
@@ -40,6 +44,8 @@ class Store:
         """Dropped generations whose data is still to be deleted, by identity."""
         self.topology = controller_pb2.Topology()
         """The topology as last read or published."""
+        self.wanted: Wanted | None = None
+        """The processes that should run; None where that was never recorded."""
         self.starts = 0
         """Controllers that announced themselves since `shoal up`, this one included."""
         self.flipping: set[str] = set()
@@ -59,6 +65,8 @@ class Store:
             else:
                 self.collections[record.collection.name] = record
         self._finish_flips()
+        wanted = self._read(WANTED_KEY)
+        self.wanted = Wanted.from_json(json.loads(wanted)) if wanted else None
         self.topology = controller_pb2.Topology.FromString(self._read(TOPOLOGY_KEY))
 
     def _finish_flips(self) -> None:
@@ -142,6 +150,53 @@ class Store:
                 self._write(_COLLECTIONS + name, record.to_message().SerializeToString())
 
         await self._run(write)
+
+    async def want(self, wanted: Wanted) -> None:
+        """Records the processes that should run.
+
+        Raises:
+            Superseded: another controller did.
+        """
+        data = json.dumps(wanted.to_json()).encode()
+        await self._run(lambda: self._write(WANTED_KEY, data))
+        self.wanted = wanted
+
+    def named(self, ref: ShardRef) -> str:
+        """The name of the record of a shard's generation, which a flip changes; empty if
+        there is none.
+        """
+        for name, record in self.collections.items():
+            own = record.collection
+            if own.uuid == ref.collection and own.generation == ref.generation:
+                return name
+        return ""
+
+    async def place(self, ref: ShardRef, change: Callable[[Placement], Placement]) -> bool:
+        """Records a shard's placement anew. Memory follows the catalog: what is published
+        is durable. False if its generation was dropped, or is just being flipped.
+
+        Raises:
+            Superseded: another controller wrote the record.
+        """
+        name = self.named(ref)
+
+        def changed() -> Record | None:
+            record = self.collections.get(name)
+            if record is None or name in self.flipping or self.named(ref) != name:
+                return None
+            return record.placed(ref.shard, change(record.collection.shards[ref.shard]))
+
+        async with self._turn:
+            record = changed()
+            if record is None:
+                return False
+            data = record.to_message().SerializeToString()
+            await asyncio.to_thread(self._write, _COLLECTIONS + name, data)
+            # Meanwhile other shards of the record may have been placed.
+            after = changed()
+            if after is not None:
+                self.collections[name] = after
+            return after is not None
 
     async def drop(self, name: str) -> Record:
         """Turns a generation's record into one of data to delete.

@@ -81,6 +81,9 @@ class AdminService:
             "OptimizeCollection": self._optimize,
             "RebuildCollection": self._rebuild,
             "RollbackCollection": self._rollback,
+            "Scale": self._scale,
+            "MoveShard": self._move_shard,
+            "Rebalance": self._rebalance,
             "GetStatus": self._status,
             "AcceptLoss": self._accept_loss,
         }
@@ -175,6 +178,32 @@ class AdminService:
         await self._follow(response.topology_version, clock)
         return router_pb2.RollbackCollectionResponse(generation=response.generation)
 
+    async def _scale(
+        self, request: router_pb2.ScaleRequest, clock: Clock
+    ) -> router_pb2.ScaleResponse:
+        wrapped = controller_pb2.ScaleRequest(request=request)
+        response: controller_pb2.ScaleResponse = await self._controller("Scale", wrapped, clock)
+        return response.response
+
+    async def _move_shard(
+        self, request: router_pb2.MoveShardRequest, clock: Clock
+    ) -> router_pb2.MoveShardResponse:
+        check_name(request.collection)
+        wrapped = controller_pb2.MoveShardRequest(request=request)
+        response: controller_pb2.MoveShardResponse = await self._controller(
+            "MoveShard", wrapped, clock
+        )
+        return response.response
+
+    async def _rebalance(
+        self, request: router_pb2.RebalanceRequest, clock: Clock
+    ) -> router_pb2.RebalanceResponse:
+        wrapped = controller_pb2.RebalanceRequest(request=request)
+        response: controller_pb2.RebalanceResponse = await self._controller(
+            "Rebalance", wrapped, clock
+        )
+        return response.response
+
     async def _status(
         self, request: router_pb2.GetStatusRequest, clock: Clock
     ) -> router_pb2.GetStatusResponse:
@@ -203,6 +232,8 @@ class AdminService:
         reply.controller_reachable = True
         reply.processes.extend(status.processes)
         reply.collections.extend(status.collections)
+        reply.desired.update(status.desired)
+        reply.pending.extend(status.pending)
         return reply
 
     async def _controller(self, method: str, request: Message, clock: Clock) -> Any:

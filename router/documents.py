@@ -14,7 +14,7 @@ from router.requests import Clock, RequestChecker, find_collection
 from router.shards import ShardCall, ShardCalls
 from router.tasks import all_of
 from router.topology import TopologyFollower
-from shoal.errors import LimitExceeded, StaleTopology
+from shoal.errors import LimitExceeded, StaleTopology, SupersededWriter
 from shoal.ids import check_id, shard_of
 from shoal.rpc.router.v1 import router_pb2
 from shoal.rpc.shard.v1 import shard_pb2
@@ -91,8 +91,8 @@ class DocumentHandlers:
             collection = find_collection(self._follower.current, request.collection)
             try:
                 positions = await self._delete_from(collection, request, request_id, clock, found)
-            except StaleTopology:
-                # Another generation is about to serve: deleting again there is harmless.
+            except (StaleTopology, SupersededWriter):
+                # Another generation or server is about to serve: deleting again there is harmless.
                 if clock.left_s() <= _PAUSE_S:
                     raise
             else:

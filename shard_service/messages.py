@@ -96,8 +96,10 @@ def writer_of(request: shard_pb2.WriteRequest | shard_pb2.DeleteRequest) -> Writ
     return Writers.BUILDER if request.from_builder else Writers.USERS
 
 
-def shard_spec(request: shard_pb2.OpenShardRequest, limits: Limits) -> ShardSpec:
-    """The shard to open.
+def shard_spec(
+    request: shard_pb2.OpenShardRequest | shard_pb2.PrepareShardRequest, limits: Limits
+) -> ShardSpec:
+    """The shard to open or prepare.
 
     Raises:
         MalformedMessage, InvalidRequest, LimitExceeded: it cannot be such a shard.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,7 +16,7 @@ from shard_service.core.source import Segment
 from shard_service.layout import Layout
 from shard_service.manifest import Manifest, MasksEntry, SegmentEntry
 from shard_service.spec import ShardSpec
-from shoal.errors import SupersededWriter
+from shoal.errors import CorruptSegment, SupersededWriter
 from shoal.storage.blobs import verify
 from shoal.storage.directory import Storage
 from shoal.storage.ports import Staging
@@ -40,6 +40,42 @@ def drop_segments(ref: ShardRef, storage: Storage) -> None:
         storage.blobs.delete(name)
 
 
+def _load(ref: ShardRef, storage: Storage, layout: Layout, entry: SegmentEntry) -> Segment:
+    folder = storage.blobs.path(_prefix(ref) + entry.name)
+    verify(folder, entry.files)
+    return layout.open(ColumnFiles(ref, folder), entry)
+
+
+def read_segments(
+    ref: ShardRef, storage: Storage, layout: Layout, known: Mapping[str, Segment]
+) -> dict[str, Segment]:
+    """The segments of a shard that another server may be writing, by name.
+
+    Args:
+        ref: the shard.
+        storage: where it lies.
+        layout: of its vectors.
+        known: those that are mapped already.
+
+    Raises:
+        CorruptSegment: the manifest or a file is damaged.
+    """
+    while True:
+        found = storage.catalog.get(_key(ref))
+        segments = {}
+        try:
+            for entry in manifests.decode(found.value).segments:
+                segment = known.get(entry.name) or _load(ref, storage, layout, entry)
+                segments[entry.name] = segment
+        except CorruptSegment:
+            # Its writer may have merged the segment away meanwhile.
+            if storage.catalog.get(_key(ref)).version == found.version:
+                raise
+            known = {**known, **segments}
+            continue
+        return segments
+
+
 class SegmentStore:
     """A shard's folders and manifest, as its writer sees them. One thread at a time."""
 
@@ -60,14 +96,17 @@ class SegmentStore:
         """
         self._spec, self._storage, self._epoch = spec, storage, writer_epoch
         self.layout = layout
-        found = storage.catalog.get(_key(spec.ref))
+        self._counter = 0
+        self._read_manifest()
+
+    def _read_manifest(self) -> None:
+        found = self._storage.catalog.get(_key(self._spec.ref))
         self._version = found.version
         self._manifest = manifests.decode(found.value)
-        if self._manifest.writer_epoch > writer_epoch:
+        if self._manifest.writer_epoch > self._epoch:
             raise SupersededWriter(
-                f"epoch {self._manifest.writer_epoch} owns shard {spec.ref.shard}"
+                f"epoch {self._manifest.writer_epoch} owns shard {self._spec.ref.shard}"
             )
-        self._counter = 0
 
     @property
     def ref(self) -> ShardRef:
@@ -79,20 +118,37 @@ class SegmentStore:
         """What the segments cover."""
         return self._manifest.position
 
-    def open(self) -> list[tuple[Segment, Live]]:
+    def open(self, known: Mapping[str, Segment]) -> list[tuple[Segment, Live]]:
         """Verifies and maps every segment, oldest first; deletes folders that no manifest lists.
+
+        Args:
+            known: segments that are mapped already, by name: what has a name never changes.
 
         Raises:
             CorruptSegment: a file fails its checksum.
             SupersededWriter: another writer has the manifest.
         """
-        opened = []
-        for entry in self._manifest.segments:
-            segment = self.load(entry)
-            opened.append((segment, self._masked(segment)))
-        self._put(replace(self._manifest, writer_epoch=self._epoch))
-        self.clean()
-        return opened
+        while True:
+            segments = read_segments(self._spec.ref, self._storage, self.layout, known)
+            self._read_manifest()
+            if not all(entry.name in segments for entry in self._manifest.segments):
+                continue
+            try:
+                opened = [
+                    (segments[entry.name], self._masked(segments[entry.name]))
+                    for entry in self._manifest.segments
+                ]
+                self._put(replace(self._manifest, writer_epoch=self._epoch))
+            except (CorruptSegment, SupersededWriter):
+                # The writer before this one, whose last publication this is, came first.
+                version = self._version
+                self._read_manifest()
+                if self._version == version:
+                    raise
+                known = segments
+            else:
+                self.clean()
+                return opened
 
     def load(self, entry: SegmentEntry) -> Segment:
         """Verifies a segment's files, then maps them.
@@ -100,9 +156,7 @@ class SegmentStore:
         Raises:
             CorruptSegment: a file fails its checksum.
         """
-        folder = self._storage.blobs.path(_prefix(self._spec.ref) + entry.name)
-        verify(folder, entry.files)
-        return self.layout.open(ColumnFiles(self._spec.ref, folder), entry)
+        return _load(self._spec.ref, self._storage, self.layout, entry)
 
     def _masked(self, segment: Segment) -> Live:
         masks = self._manifest.masks
@@ -178,11 +232,15 @@ class SegmentStore:
         self._version, self._manifest = version, manifest
 
     def clean(self) -> None:
-        """Deletes folders that the manifest does not list; who has them mapped keeps them."""
+        """Deletes folders that the manifest does not list; who has them mapped keeps them.
+
+        A later writer's stay: this one may have been superseded without knowing it.
+        """
         prefix = _prefix(self._spec.ref)
         listed = {prefix + entry.name for entry in self._manifest.segments}
         if self._manifest.masks is not None:
             listed.add(prefix + self._manifest.masks.name)
         for name in self._storage.blobs.names(prefix):
-            if name not in listed:
+            epoch = name.removeprefix(prefix).partition("-")[0]
+            if name not in listed and int(epoch) <= self._epoch:
                 self._storage.blobs.delete(name)

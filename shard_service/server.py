@@ -128,6 +128,13 @@ class _Servicer(shard_pb2_grpc.ShardServiceServicer):
         )
         return shard_pb2.OpenShardResponse(status=status)
 
+    async def PrepareShard(
+        self, request: shard_pb2.PrepareShardRequest, context: Context
+    ) -> shard_pb2.PrepareShardResponse:
+        spec = messages.shard_spec(request, self._limits)
+        status = await self._on(self._admin, lambda: self._registry.prepare(spec))
+        return shard_pb2.PrepareShardResponse(status=status)
+
     async def CloseShard(
         self, request: shard_pb2.CloseShardRequest, context: Context
     ) -> shard_pb2.CloseShardResponse:
@@ -160,6 +167,8 @@ class _Servicer(shard_pb2_grpc.ShardServiceServicer):
         shard = self._registry.serving(messages.shard_ref(request.key))
         count = messages.check_search(request, self._limits)
         view = shard.view
+        if any(after > view.position for after in request.after_sequence):
+            shard.check_owner()
         errors = messages.query_errors(shard.spec, request, view.position, self._limits)
         found: Found | LateFound
         if shard.spec.kind is Kind.COLBERT:

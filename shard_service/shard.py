@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -23,13 +23,13 @@ from shard_service.core.records import (
     decode_record,
 )
 from shard_service.core.search import Found, Wanted, search
-from shard_service.core.source import View, token_sources
+from shard_service.core.source import Segment, View, token_sources
 from shard_service.core.state import ShardState, Writes
 from shard_service.core.vectors import Tokens, Vectors
 from shard_service.core.writers import Writers
 from shard_service.layout import Layout
 from shard_service.sealer import Sealer
-from shard_service.segments import SegmentStore
+from shard_service.segments import SegmentStore, read_segments
 from shard_service.settings import ShardSettings
 from shard_service.single_layout import SingleLayout
 from shard_service.spec import ShardSpec
@@ -84,6 +84,19 @@ class Drift:
     far: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What of a shard was read before it is opened.
+
+    Attributes:
+        layout: of its vectors.
+        segments: mapped ones by name.
+    """
+
+    layout: Layout
+    segments: Mapping[str, Segment]
+
+
 class Shard:
     """Serves one shard. Thread-safe."""
 
@@ -95,8 +108,11 @@ class Shard:
         writer_epoch: int,
         accept_loss: str = "",
         writers: Writers = Writers.USERS,
+        prepared: Prepared | None = None,
     ) -> None:
         """Recovers the shard from its manifest and log; takes as long as that takes.
+
+        With what `prepare` read, only what came after it is read.
 
         Raises:
             CorruptLog: acknowledged data is damaged; metadata "loss" names it.
@@ -111,9 +127,11 @@ class Shard:
         # The log fences older writers first: what they publish after that is too late.
         log = storage.logs.open(spec.ref, writer_epoch, accept_loss)
         try:
-            self.layout = layout_of(spec, storage, settings)
+            prepared = prepared or Prepared(layout_of(spec, storage, settings), {})
+            self.layout = prepared.layout
             store = SegmentStore(spec, storage, self.layout, writer_epoch)
-            self._state = ShardState(self.layout.tail(), store.open(), store.position)
+            segments = store.open(prepared.segments)
+            self._state = ShardState(self.layout.tail(), segments, store.position)
             _replay(log, self._state, self.layout)
         except BaseException:
             log.close()
@@ -133,6 +151,11 @@ class Shard:
     def view(self) -> View:
         """The newest consistent state."""
         return self._view
+
+    @property
+    def prepared(self) -> Prepared:
+        """What another opening of it need not read again."""
+        return Prepared(self.layout, {segment.name: segment for segment in self._view.segments})
 
     @property
     def tail_passages(self) -> int:
@@ -236,14 +259,21 @@ class Shard:
         self._writer.submit(operation, writer)
         return operation.done
 
+    def check_owner(self) -> None:
+        """Raises StaleTopology if another server has taken the shard over: what it holds
+        is then what the other one had at that moment.
+        """
+        self._writer.check_owner()
+
     def probe(self, ids: Sequence[bytes], digests: NDArray[np.uint8]) -> tuple[list[bool], int]:
         """Per id: its live version has this digest ([ids, 16] uint8); and the position.
 
         Raises:
-            StaleTopology: it takes no users' writes, so that what it holds is no answer to
-                whether one is needed.
+            StaleTopology: it takes no users' writes, or another server does, so that what it
+                holds is no answer to whether one is needed.
         """
         self._writer.check(Writers.USERS)
+        self._writer.check_owner()
         with self._lock:
             places = self._state.locate(ids)
             unchanged = [
@@ -354,6 +384,26 @@ def layout_of(spec: ShardSpec, storage: Storage, settings: ShardSettings) -> Lay
     if spec.kind is Kind.SINGLE:
         return SingleLayout(spec, settings)
     return TokenLayout(read_codec(spec, storage), spec.dim)
+
+
+def prepare(
+    spec: ShardSpec, storage: Storage, settings: ShardSettings, known: Prepared | None
+) -> Prepared:
+    """Reads a shard that another server may be writing, and takes nothing from it.
+
+    Args:
+        spec: the shard.
+        storage: where it lies.
+        settings: the server's.
+        known: what was read before.
+
+    Raises:
+        CorruptLog, CorruptSegment: it could not be served from here either.
+    """
+    layout = known.layout if known is not None else layout_of(spec, storage, settings)
+    held = known.segments if known is not None else {}
+    storage.logs.read(spec.ref)
+    return Prepared(layout, read_segments(spec.ref, storage, layout, held))
 
 
 def _replay(log: Log, state: ShardState, layout: Layout) -> None:

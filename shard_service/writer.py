@@ -22,7 +22,7 @@ from shard_service.core.records import (
 from shard_service.core.state import ShardState, Writes
 from shard_service.core.vectors import Vectors
 from shard_service.core.writers import Writers
-from shoal.errors import Overloaded, ShoalError, StaleTopology
+from shoal.errors import Overloaded, ShoalError, StaleTopology, SupersededWriter
 from shoal.storage.ports import Log
 
 logger = logging.getLogger(__name__)
@@ -167,6 +167,13 @@ class Writer:
             raise StaleTopology("the shard is closed on this server")
         if self.writers is not writer:
             raise StaleTopology("another generation serves, or soon will", retry_after_s=0.05)
+
+    def check_owner(self) -> None:
+        """Raises StaleTopology if another server has taken the shard over."""
+        try:
+            self._log.check_owner()
+        except SupersededWriter as error:
+            raise StaleTopology("another server has taken this shard over") from error
 
     def admit(self, writers: Writers) -> None:
         """Takes these writers' operations alone from now on; what waits still happens.

@@ -50,8 +50,9 @@ def up(  # noqa: PLR0913 - each is an option of the command
     *,
     shards: Annotated[
         int,
-        typer.Option(min=1, help="Shard servers; also the default shard count of collections."),
+        typer.Option(min=1, help="Default shard count of collections; also of --servers."),
     ] = 2,
+    servers: Annotated[int, typer.Option(min=0, help="Shard servers; 0: as many as --shards.")] = 0,
     encoders: Annotated[int, typer.Option(min=0, help="Encoder workers; 0: vectors only.")] = 1,
     routers: Annotated[int, typer.Option(min=1, help="Routers, on PORT, PORT+1, ...")] = 1,
     port: Annotated[
@@ -88,7 +89,8 @@ def up(  # noqa: PLR0913 - each is an option of the command
         data=str(data.resolve()),
         mode=backend.Mode.of(no_ray, ray),
         ray_address=ray,
-        servers=shards,
+        servers=servers or shards,
+        shards=shards,
         encoders=encoders,
         routers=routers,
         port=port,
@@ -193,7 +195,7 @@ def scrape_targets(seen: ClusterStatus) -> list[dict[str, Any]]:
 
 def status_json(seen: ClusterStatus) -> dict[str, Any]:
     """The status as `shoal status --json` gives it, with each collection's coverage."""
-    values = {**asdict(seen), "limits": dict(seen.limits)}
+    values = {**asdict(seen), "limits": dict(seen.limits), "desired": dict(seen.desired)}
     for item, collection in zip(values["collections"], seen.collections, strict=True):
         item["coverage"] = coverage(collection)
     return values
@@ -224,6 +226,10 @@ def _show(seen: ClusterStatus) -> None:
             printable(process.detail),
         )
     show(rows)
+    if seen.desired:
+        typer.echo(f"running of desired: {_counts(seen)}")
+    for line in seen.pending:
+        typer.echo(f"to do: {printable(line)}")
     for collection in seen.collections:
         covered = coverage(collection)
         typer.echo(
@@ -244,6 +250,15 @@ def _show(seen: ClusterStatus) -> None:
             )
     known = "" if seen.controller_reachable else "; the controller does not answer: as last known"
     typer.echo(f"\ntopology {seen.topology_version}, Shoal {seen.version}{known}")
+
+
+def _counts(seen: ClusterStatus) -> str:
+    """Processes that serve, of those that there are to be, by role."""
+    states = [(process.role, process.state) for process in seen.processes]
+    return ", ".join(
+        f"{states.count((role, 'serving'))} of {count} {role}s"
+        for role, count in sorted(seen.desired.items())
+    )
 
 
 def _show_late(collection: CollectionInfo) -> None:
@@ -278,7 +293,7 @@ def _show_shards(collection: CollectionInfo) -> None:
     for shard in collection.shards:
         rows.add_row(
             str(shard.shard),
-            shard.server,
+            f"{shard.server} → {shard.moving_to}" if shard.moving_to else shard.server,
             shard.state,
             f"{shard.documents:,}",
             f"{shard.passages:,}",

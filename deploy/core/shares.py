@@ -56,6 +56,20 @@ def shares(counts: Mapping[Role, int], cores: int) -> dict[Role, Share]:
     }
 
 
+def reservation(share: Share, free_cpus: float, starting: int) -> float:
+    """Cores that Ray is to reserve for a process that starts now.
+
+    What was reserved at the start fills the machine, so that a process which is added later
+    would wait for ever for its share: it then runs beside the others.
+
+    Args:
+        share: its share.
+        free_cpus: cores that nobody reserved.
+        starting: processes that start now, this one included, and may take of them.
+    """
+    return share.cpus if share.cpus * starting <= free_cpus else _CPUS_MIN
+
+
 def role_resources(role: Role, cluster: Mapping[str, float]) -> dict[str, float]:
     """What a process asks of Ray besides cores and GPUs.
 

@@ -9,12 +9,13 @@ from shoal.types import ShardRef
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """A shard in a server's report."""
+    """A shard in a server's report; see `ShardView`."""
 
     ref: ShardRef
     epoch: int
     phase: ShardPhase
     documents: int
+    size: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,7 @@ class Report:
         server: its name.
         incarnation: of the process that answered.
         sightings: every shard that it holds.
-        asked: shards that were open there when it was asked: if they are not
+        asked: shards that it held when it was asked, as far as was known: if they are not
             in the report, the server let them go.
     """
 
@@ -35,10 +36,23 @@ class Report:
     asked: frozenset[ShardRef]
 
 
-def merge_report(
-    collections: Iterable[Collection], views: Mapping[ShardRef, ShardView], report: Report
-) -> tuple[dict[ShardRef, ShardView], frozenset[ShardRef]]:
-    """The views after a report, and the shards that the server holds but should not.
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What is known of shards.
+
+    Attributes:
+        shards: where they belong; see `Observed.shards`.
+        arrivals: where they move to; see `Observed.arrivals`.
+        strays: those that the server of the last report holds and should not.
+    """
+
+    shards: Mapping[ShardRef, ShardView]
+    arrivals: Mapping[ShardRef, ShardView]
+    strays: frozenset[ShardRef] = frozenset()
+
+
+def merge_report(collections: Iterable[Collection], known: Seen, report: Report) -> Seen:
+    """What is known after a report.
 
     A shard that is seen under its recorded server and epoch is taken as it is:
     that is how a restarted controller finds its shards without opening them again.
@@ -48,19 +62,22 @@ def merge_report(
         for collection in collections
         for number, placement in enumerate(collection.shards)
     }
-    merged = dict(views)
+    shards, arrivals = dict(known.shards), dict(known.arrivals)
     seen = {sighting.ref: sighting for sighting in report.sightings}
     for ref in report.asked - seen.keys():
-        if ref in merged and _same(merged[ref], report):
-            del merged[ref]
+        for views in (shards, arrivals):
+            if ref in views and _same(views[ref], report):
+                del views[ref]
     strays = set()
     for ref, sighting in seen.items():
         placement = placed.get(ref, Placement())
-        if placement.server != report.server:
+        if report.server not in {placement.server, placement.target}:
             strays.add(ref)
-        elif placement.epoch == sighting.epoch:
-            merged[ref] = _seen(merged.get(ref), sighting, report)
-    return merged, frozenset(strays)
+        elif placement.server == report.server and placement.epoch == sighting.epoch:
+            shards[ref] = _seen(shards.get(ref), sighting, report)
+        elif report.server == placement.target or placement.highest == sighting.epoch:
+            arrivals[ref] = _seen(arrivals.get(ref), sighting, report)
+    return Seen(shards, arrivals, frozenset(strays))
 
 
 def _same(view: ShardView, report: Report) -> bool:
@@ -69,14 +86,18 @@ def _same(view: ShardView, report: Report) -> bool:
 
 def _seen(view: ShardView | None, sighting: Sighting, report: Report) -> ShardView:
     if view is None or not _same(view, report) or view.epoch != sighting.epoch:
+        if view is not None and _same(view, report) and view.epoch > sighting.epoch:
+            # The report was written before the answer that told the epoch.
+            return view
         return ShardView(
             report.server,
             report.incarnation,
             sighting.epoch,
             sighting.phase,
             sighting.documents,
+            size=sighting.size,
         )
     if view.phase is ShardPhase.OPEN and sighting.phase is ShardPhase.OPENING:
         # The report was written before the answer to OpenShard.
         return view
-    return replace(view, phase=sighting.phase, documents=sighting.documents)
+    return replace(view, phase=sighting.phase, documents=sighting.documents, size=sighting.size)

@@ -42,12 +42,28 @@ class Placement:
     """Where a shard belongs, as recorded in the catalog.
 
     Attributes:
-        server: name of the server; empty before the first placement.
-        epoch: highest writer epoch ever given out for the shard; only grows.
+        server: name of the server that serves it; empty before the first placement.
+        epoch: the writer epoch under which that one serves it.
+        target: name of the server that is to take it over; empty while it stays.
+        highest: the highest epoch ever given out, if higher than `epoch`: then somebody
+            may have taken over writing, and `server` answers from what it holds until it
+            is known who has.
     """
 
     server: str = ""
     epoch: int = 0
+    target: str = ""
+    highest: int = 0
+
+    @property
+    def next_epoch(self) -> int:
+        """An epoch that was never given out."""
+        return max(self.epoch, self.highest) + 1
+
+    @property
+    def fenced(self) -> bool:
+        """`server` may not be able to write any more."""
+        return self.highest > self.epoch
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +129,7 @@ class Phase(Enum):
 
     STARTING = "starting"
     RUNNING = "running"
+    STOPPING = "stopping"
     DEAD = "dead"
 
 
@@ -134,6 +151,8 @@ class Process:
         loads: models that an encoder lacks, with the earliest time to ask it
             to load them (NEVER_NS while it loads).
         strays: shards that a server holds and should not.
+        reported: a server has said which shards it holds.
+        topology_version: of the map that a router follows.
     """
 
     name: str
@@ -148,12 +167,15 @@ class Process:
     fingerprints: frozenset[str] = frozenset()
     loads: Mapping[str, int] = field(default_factory=dict)
     strays: frozenset[ShardRef] = frozenset()
+    reported: bool = False
+    topology_version: int = 0
 
 
 class ShardPhase(Enum):
     """Life of a shard on a server."""
 
     OPENING = "opening"
+    PREPARED = "prepared"
     OPEN = "open"
     CORRUPT = "corrupt"
     FAILED = "failed"
@@ -170,6 +192,7 @@ class ShardView:
         phase: where in its life it is.
         documents: live documents, when open.
         retry_at_ns: when failed, earliest time to open it again.
+        size: bytes of its segments, and about those of its tail.
     """
 
     server: str
@@ -178,6 +201,11 @@ class ShardView:
     phase: ShardPhase
     documents: int = 0
     retry_at_ns: int = 0
+    size: int = 0
+
+
+Mention = str | tuple[str, ShardRef]
+"""What a topology names: a process, or a server as the holder of a shard."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +214,14 @@ class Observed:
 
     Attributes:
         processes: by name.
-        shards: by identity, the newest attempt to open each.
+        shards: by identity, the newest attempt to open each where it belongs.
+        arrivals: what the server that is to take a shard over holds of it.
+        steps: shards whose move is a step on, with the earliest time for the next one
+            (NEVER_NS while it is under way).
+        named: the version of the topology that named something last; what is not in it
+            was last named before `named_from`.
+        named_from: see `named`.
+        version: of the newest topology.
         dropping: shards of dropped collections that were asked to go, with the
             earliest time to ask again (NEVER_NS while under way).
         dropped: shards whose data is gone.
@@ -194,6 +229,11 @@ class Observed:
 
     processes: Mapping[str, Process] = field(default_factory=dict)
     shards: Mapping[ShardRef, ShardView] = field(default_factory=dict)
+    arrivals: Mapping[ShardRef, ShardView] = field(default_factory=dict)
+    steps: Mapping[ShardRef, int] = field(default_factory=dict)
+    named: Mapping[Mention, int] = field(default_factory=dict)
+    named_from: int = 0
+    version: int = 0
     dropping: Mapping[ShardRef, int] = field(default_factory=dict)
     dropped: frozenset[ShardRef] = frozenset()
 
@@ -209,5 +249,26 @@ class Observed:
         view = self.shards.get(ref)
         if view is None or view.server != placement.server or view.epoch != placement.epoch:
             return None
+        return view if self._alive(view) else None
+
+    def arrival(self, ref: ShardRef, placement: Placement) -> ShardView | None:
+        """What the server that takes the shard over holds of it, as that runs now. While
+        nobody does, the one that serves it may take it over itself, to write again.
+        """
+        view = self.arrivals.get(ref)
+        if view is None or view.server not in {placement.server, placement.target}:
+            return None
+        return view if self._alive(view) else None
+
+    def _alive(self, view: ShardView) -> bool:
         process = self.running(view.server)
-        return view if process is not None and process.incarnation == view.incarnation else None
+        return process is not None and process.incarnation == view.incarnation
+
+    def released(self, mention: Mention) -> bool:
+        """Every router that runs follows a topology that does not name it any more."""
+        last = self.named.get(mention, self.named_from - 1)
+        return last < self.version and all(
+            process.topology_version > last
+            for process in self.processes.values()
+            if process.role is Role.ROUTER and process.phase is Phase.RUNNING
+        )

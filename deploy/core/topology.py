@@ -3,7 +3,16 @@
 from dataclasses import dataclass, replace
 
 from deploy.core.build import GenerationPhase
-from deploy.core.state import Collection, Desired, Observed, Phase, Placement, Role, ShardPhase
+from deploy.core.state import (
+    Collection,
+    Desired,
+    Mention,
+    Observed,
+    Phase,
+    Placement,
+    Role,
+    ShardPhase,
+)
 from shoal.types import ShardRef
 
 
@@ -18,7 +27,9 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class PlacedShard:
-    """A shard's servers (empty while none serves it) and last known documents."""
+    """A shard's servers (empty while none serves it), last known documents, and the epoch
+    under which it is served.
+    """
 
     servers: tuple[str, ...]
     documents: int
@@ -70,34 +81,52 @@ def serves(topology: Topology, name: str) -> bool:
     return collection is not None and all(shard.servers for shard in collection.shards)
 
 
+def mentions(topology: Topology) -> set[Mention]:
+    """What routers that follow the topology may ask: processes, and servers for shards."""
+    return {
+        *(each.name for each in (*topology.encoders, *topology.servers, *topology.routers)),
+        *(
+            (server, ShardRef(collection.uuid, collection.generation, number))
+            for collection in topology.collections
+            for number, shard in enumerate(collection.shards)
+            for server in shard.servers
+        ),
+    }
+
+
 def _build(desired: Desired, observed: Observed, published: Topology) -> Topology:
     documents = {
         ShardRef(collection.uuid, collection.generation, number): shard.documents
         for collection in published.collections
         for number, shard in enumerate(collection.shards)
     }
+    collections = tuple(
+        PlacedCollection(
+            collection.name,
+            collection.uuid,
+            collection.generation,
+            tuple(
+                _shard(collection, number, placement, observed, documents)
+                for number, placement in enumerate(collection.shards)
+            ),
+        )
+        for collection in desired.collections
+        if collection.phase is GenerationPhase.SERVING
+    )
+    # What is to go is named no more, but for servers that hold a shard to the last.
+    wanted = {spec.name for spec in desired.processes} | {
+        server for each in collections for shard in each.shards for server in shard.servers
+    }
     return Topology(
         version=published.version,
-        encoders=_endpoints(observed, Role.ENCODER),
-        servers=_endpoints(observed, Role.SERVER),
-        routers=_endpoints(observed, Role.ROUTER),
-        collections=tuple(
-            PlacedCollection(
-                collection.name,
-                collection.uuid,
-                collection.generation,
-                tuple(
-                    _shard(collection, number, placement, observed, documents)
-                    for number, placement in enumerate(collection.shards)
-                ),
-            )
-            for collection in desired.collections
-            if collection.phase is GenerationPhase.SERVING
-        ),
+        encoders=_endpoints(observed, Role.ENCODER, wanted),
+        servers=_endpoints(observed, Role.SERVER, wanted),
+        routers=_endpoints(observed, Role.ROUTER, wanted),
+        collections=collections,
     )
 
 
-def _endpoints(observed: Observed, role: Role) -> tuple[Endpoint, ...]:
+def _endpoints(observed: Observed, role: Role, wanted: set[str]) -> tuple[Endpoint, ...]:
     # A server is called to open shards before its health says SERVING; encoders
     # and routers are worth calling only when theirs does. Routers are for clients alone.
     return tuple(
@@ -108,6 +137,7 @@ def _endpoints(observed: Observed, role: Role) -> tuple[Endpoint, ...]:
         )
         for process in sorted(observed.processes.values(), key=lambda process: process.name)
         if process.role is role
+        and process.name in wanted
         and process.phase is Phase.RUNNING
         and (process.serving or role is Role.SERVER)
         and (process.advertised or role is not Role.ROUTER)

@@ -11,7 +11,7 @@ import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from deploy.controller import ControllerServer
-from deploy.core.shares import Share, role_resources
+from deploy.core.shares import Share, reservation, role_resources
 from deploy.core.state import Role
 from deploy.launchers.port import Handle, StartFailed, StartSpec
 from deploy.launchers.processes import log_path, log_tail
@@ -189,6 +189,7 @@ class RayLauncher:
     def __init__(self, data: str, namespace: str) -> None:
         self._data = data
         self._namespace = namespace
+        self._starting = 0
 
     async def start(self, spec: StartSpec) -> Handle:
         """Creates an actor and waits until its service listens.
@@ -196,14 +197,19 @@ class RayLauncher:
         Raises:
             StartFailed: it does not.
         """
-        actor = await asyncio.to_thread(self._create, spec)
-        handle = RayHandle(actor, spec.name, spec.role, spec.incarnation, self._data)
-        await handle.begin()
+        self._starting += 1
+        try:
+            actor = await asyncio.to_thread(self._create, spec)
+            handle = RayHandle(actor, spec.name, spec.role, spec.incarnation, self._data)
+            await handle.begin()
+        finally:
+            self._starting -= 1
         return handle
 
     def _create(self, spec: StartSpec) -> Any:
         name = f"{spec.name}#{spec.incarnation}"
         gpus = self.gpus() if spec.role is Role.ENCODER else 0
+        free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
         return (
             ray.remote(ServiceActor)
             .options(
@@ -211,7 +217,7 @@ class RayLauncher:
                 namespace=self._namespace,
                 lifetime="detached",
                 max_restarts=0,
-                num_cpus=spec.share.cpus,
+                num_cpus=reservation(spec.share, free.get("CPU", 0.0), self._starting),
                 num_gpus=min(1.0, gpus * spec.share.gpus),
                 resources=role_resources(spec.role, self._resources()),
                 scheduling_strategy="SPREAD",

@@ -9,7 +9,7 @@ from typing import TypeVar, overload
 
 from numpy.typing import ArrayLike
 
-from shoal.client import defaults, operations, requests
+from shoal.client import defaults, growth, operations, requests
 from shoal.client.async_ingest import AsyncIngest
 from shoal.client.async_routers import AsyncRouters
 from shoal.client.documents import GivenDocument
@@ -32,7 +32,7 @@ from shoal.ids import check_name
 Result = TypeVar("Result")
 
 
-class AsyncClient:
+class AsyncClient(growth.AsyncGrowth):
     """The asyncio twin of `shoal.Client`: the same names, arguments and errors.
 
     An async context manager, for one event loop: the one it is first used in.

@@ -236,6 +236,7 @@ class ShardInfo:
         new_tokens: kind colbert: tokens that users wrote since the server opened the shard.
         far_tokens: of them, those farther from their centroid than three in four of the tokens
             that the codec was trained on; many more than a quarter say that a rebuild is due.
+        moving_to: name of the server that it moves to; empty while it stays.
     """
 
     shard: int
@@ -255,6 +256,7 @@ class ShardInfo:
     codec: str = ""
     new_tokens: int = 0
     far_tokens: int = 0
+    moving_to: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -386,6 +388,9 @@ class ClusterStatus:
         limits: what one request may ask for, by name.
         version: of Shoal on the router.
         controller_reachable: if not, processes and shards are as last known.
+        desired: processes that there are to be, by role; empty without the controller.
+        pending: what is left to do until the cluster is as desired; empty when it is, and
+            without the controller.
     """
 
     processes: tuple[ProcessInfo, ...]
@@ -394,6 +399,8 @@ class ClusterStatus:
     limits: Mapping[str, int]
     version: str
     controller_reachable: bool
+    desired: Mapping[str, int] = field(default_factory=dict)
+    pending: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return (

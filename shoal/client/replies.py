@@ -229,6 +229,8 @@ def cluster_status(response: router_pb2.GetStatusResponse) -> ClusterStatus:
         limits=dict(response.limits),
         version=response.version,
         controller_reachable=response.controller_reachable,
+        desired=dict(response.desired),
+        pending=tuple(response.pending),
     )
 
 
@@ -285,4 +287,5 @@ def _shard_info(message: router_pb2.ShardInfo) -> ShardInfo:
         codec=message.codec,
         new_tokens=message.new_tokens,
         far_tokens=message.far_tokens,
+        moving_to=message.moving_to,
     )

@@ -11,7 +11,7 @@ from typing import TypeVar, overload
 
 from numpy.typing import ArrayLike
 
-from shoal.client import defaults, operations, requests
+from shoal.client import defaults, growth, operations, requests
 from shoal.client.documents import GivenDocument
 from shoal.client.explained import ExplainedAnswer, Reranked
 from shoal.client.ingest import IngestSession, OnRejected, Progress
@@ -34,7 +34,7 @@ from shoal.ids import check_name
 Result = TypeVar("Result")
 
 
-class Client:
+class Client(growth.SyncGrowth):
     """Connections to a cluster's routers; a context manager, safe to use from many threads.
 
     Every method raises the classes of `shoal.errors`, never gRPC's own.

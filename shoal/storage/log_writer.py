@@ -147,7 +147,7 @@ class DirectoryLog:
         )
         active.write(data, sync=True)
         # Only now: a writer that was stopped before the fsync must see who came since.
-        self._check_owner()
+        self.check_owner()
         self._noted = self._last
         self._last += len(payloads)
         return self._last
@@ -189,6 +189,14 @@ class DirectoryLog:
         files.fsync_folder(self._folder.epoch_path(self._epoch))
         return fresh
 
+    def check_owner(self) -> None:
+        """See `shoal.storage.ports.Log.check_owner`."""
+        try:
+            check_newest(self._folder, self._epoch)
+        except SupersededWriter:
+            self._usable = False
+            raise
+
     def entries(self, after: int) -> Iterator[LogEntry]:
         """See `shoal.storage.ports.Log.entries`.
 
@@ -207,7 +215,7 @@ class DirectoryLog:
             SupersededWriter: a higher epoch owns the log.
         """
         self._check_usable()
-        self._check_owner()
+        self.check_owner()
         up_to = min(up_to, self._last)
         if up_to <= self._folder.floor():
             return
@@ -261,10 +269,3 @@ class DirectoryLog:
             raise ValueError("the log is closed")
         if not self._usable:
             raise superseded(self._folder.shard, self._epoch, "it was superseded before")
-
-    def _check_owner(self) -> None:
-        try:
-            check_newest(self._folder, self._epoch)
-        except SupersededWriter:
-            self._usable = False
-            raise

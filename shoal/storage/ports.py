@@ -53,6 +53,9 @@ class Log(Protocol):
                 or was dropped with the prefix.
         """
 
+    def check_owner(self) -> None:
+        """Raises SupersededWriter if a higher epoch owns the log. From any thread."""
+
     def drop_prefix(self, up_to: int) -> None:
         """Frees files whose entries all have sequence <= up_to."""
 

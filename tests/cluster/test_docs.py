@@ -67,6 +67,7 @@ def run(command: list[str], environment: dict[str, str]) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize("page", ["README.md", "docs/operations.md"])
 def test_the_page_is_true(page: str, environment: dict[str, str], small_corpus: Path) -> None:
     printed = ""

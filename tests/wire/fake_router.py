@@ -27,6 +27,9 @@ from shoal.wire.draining import DRAINING
 from shoal.wire.errors import grpc_code, to_status, trailers
 
 SHARDS = 2
+MOVE = router_pb2.ShardMove(
+    collection="papers", shard=0, from_server="server-0", to_server="server-1", bytes=7_000
+)
 
 
 @dataclass
@@ -59,6 +62,8 @@ class FakeRouter(router_pb2_grpc.SearchServiceServicer, router_pb2_grpc.AdminSer
         self.missing: list[common_pb2.MissingShard] = []
         self.break_after: list[int] = []
         self.end_after: list[int] = []
+        self.server_count = 1
+        self.pending: list[list[str]] = []
         self.silent = False
         self.refuse: Callable[[router_pb2.IngestDocument], ShoalError | None] = lambda _: None
         self.loss = "records 7 to 9"
@@ -89,7 +94,9 @@ class FakeRouter(router_pb2_grpc.SearchServiceServicer, router_pb2_grpc.AdminSer
     # --- admin -----------------------------------------------------------------
 
     def GetStatus(self, request, context):
-        self._begin("GetStatus", request, context)
+        # A client asks who is there whenever it thinks fit: that is no part of what a test did.
+        if not request.router_only:
+            self._begin("GetStatus", request, context)
         return router_pb2.GetStatusResponse(
             processes=[
                 router_pb2.ProcessInfo(
@@ -103,6 +110,8 @@ class FakeRouter(router_pb2_grpc.SearchServiceServicer, router_pb2_grpc.AdminSer
             controller_reachable=True,
             routers=self.routers,
             draining=self.draining,
+            desired={"router": 1, "server": self.server_count},
+            pending=self.pending.pop(0) if self.pending and not request.router_only else (),
         )
 
     def CreateCollection(self, request, context):
@@ -147,6 +156,25 @@ class FakeRouter(router_pb2_grpc.SearchServiceServicer, router_pb2_grpc.AdminSer
         if request.loss != self.loss:
             self._fail(context, LossMismatch(f"the shard lost {self.loss}"))
         return router_pb2.AcceptLossResponse()
+
+    # --- size ---------------------------------------------------------------------
+
+    def Scale(self, request, context):
+        self._begin("Scale", request, context)
+        if request.drain:
+            self.server_count -= 1
+        if request.HasField("servers"):
+            self.server_count = request.servers
+        self.pending = [["server-1 starts", "papers/0 moves from server-0 to server-1"], []]
+        return router_pb2.ScaleResponse(moves=[MOVE], taken_over=["server-9 starts"])
+
+    def MoveShard(self, request, context):
+        self._begin("MoveShard", request, context)
+        return router_pb2.MoveShardResponse(move=MOVE)
+
+    def Rebalance(self, request, context):
+        self._begin("Rebalance", request, context)
+        return router_pb2.RebalanceResponse(moves=[MOVE])
 
     # --- documents ---------------------------------------------------------------
 

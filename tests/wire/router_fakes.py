@@ -352,11 +352,29 @@ class FakeController:
         self.note(request)
         return controller_pb2.AcceptLossResponse(topology_version=self.topology.version)
 
+    async def Scale(self, request: Any, context: Any) -> Any:
+        self.note(request)
+        taken_over = [f"{request.request.servers} servers"]
+        response = router_pb2.ScaleResponse(taken_over=taken_over)
+        return controller_pb2.ScaleResponse(response=response)
+
+    async def MoveShard(self, request: Any, context: Any) -> Any:
+        self.note(request)
+        move = router_pb2.ShardMove(to_server=request.request.to_server)
+        response = router_pb2.MoveShardResponse(move=move)
+        return controller_pb2.MoveShardResponse(response=response)
+
+    async def Rebalance(self, request: Any, context: Any) -> Any:
+        self.note(request)
+        return controller_pb2.RebalanceResponse()
+
     async def GetClusterStatus(self, request: Any, context: Any) -> Any:
         self.note(request)
         return controller_pb2.GetClusterStatusResponse(
             processes=[router_pb2.ProcessInfo(name="controller", role="controller")],
             topology_version=self.topology.version,
+            desired={"server": 3},
+            pending=["server-2 starts"],
         )
 
 

@@ -27,6 +27,20 @@ COLLECTION = uuid.UUID(int=7).bytes
 FINGERPRINT = "ab" * 32
 
 
+def collection_settings(**changes: object) -> common_pb2.CollectionSettings:
+    settings = {
+        "name": "c",
+        "uuid": COLLECTION,
+        "kind": common_pb2.COLLECTION_KIND_SINGLE,
+        "similarity": common_pb2.SIMILARITY_COSINE,
+        "dim": DIM,
+        "encoder": "some",
+        "fingerprint": FINGERPRINT,
+        "index": "flat",
+    }
+    return common_pb2.CollectionSettings(**(settings | changes))
+
+
 @dataclass
 class Peer:
     """One shard of one collection, seen by a client."""
@@ -37,20 +51,10 @@ class Peer:
     async def open(
         self, epoch: int = 1, *, similarity: int = 1, accept_loss: str = "", **changes: object
     ) -> shard_pb2.ShardStatus:
-        settings = {
-            "name": "c",
-            "uuid": COLLECTION,
-            "kind": common_pb2.COLLECTION_KIND_SINGLE,
-            "similarity": similarity,
-            "dim": DIM,
-            "encoder": "some",
-            "fingerprint": FINGERPRINT,
-            "index": "flat",
-        }
         request = shard_pb2.OpenShardRequest(
             key=self.key,
             shard_count=1,
-            settings=common_pb2.CollectionSettings(**(settings | changes)),
+            settings=collection_settings(similarity=similarity, **changes),
             writer_epoch=epoch,
             accept_loss=accept_loss,
         )

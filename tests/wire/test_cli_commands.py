@@ -269,3 +269,47 @@ def test_help_loads_nothing_heavy() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True
     )
     assert done.stdout == "[]\n"
+
+
+def test_scaling_shows_what_is_left_until_nothing_is(router: FakeRouter) -> None:
+    done = shoal("scale", "--servers", "2", "--routers", "1")
+    assert done.exit_code == 0, done.stderr
+    assert "done: 1 routers, 2 servers" in done.stdout
+    assert "server-1" in done.stdout
+    assert done.stderr.splitlines() == [
+        "takes over from a change under way: server-9 starts",
+        "server-1 starts",
+        "papers/0 moves from server-0 to server-1",
+    ]
+    request = router.requests[-3]
+    assert (request.servers, request.routers, request.HasField("encoders")) == (2, 1, False)
+    drained = shoal("drain", "server-1", "--json")
+    assert json.loads(drained.stdout) == {
+        "moves": [
+            {
+                "collection": "papers",
+                "shard": 0,
+                "from_server": "server-0",
+                "to_server": "server-1",
+                "bytes": 7_000,
+            }
+        ],
+        "desired": {"router": 1, "server": 1},
+        "pending": [],
+    }
+
+
+def test_a_change_that_is_not_done_in_time_says_so(router: FakeRouter) -> None:
+    late = shoal("scale", "--servers", "2", "--timeout", "0")
+    assert late.exit_code == 1
+    assert "not done after 0 s, and goes on: server-1 starts; papers/0 moves" in late.stderr
+    assert shoal("scale").exit_code == 2, "it says nothing to change"
+
+
+def test_moving_and_rebalancing(router: FakeRouter) -> None:
+    assert "7,000" in shoal("move", "papers", "0", "--to", "server-1").stdout
+    assert router.requests[-2].to_server == "server-1"
+    plan = shoal("rebalance", "--dry-run", "--json")
+    assert [move["to_server"] for move in json.loads(plan.stdout)] == ["server-1"]
+    assert router.requests[-1].dry_run
+    assert "done" in shoal("rebalance").stdout

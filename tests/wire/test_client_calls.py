@@ -331,3 +331,21 @@ def test_naming_shoal_loads_no_grpc() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True
     )
     assert done.stdout == "False\n"
+
+
+def test_changes_of_size(client: Any, router: FakeRouter) -> None:
+    report = client.scale(servers=4)
+    assert report.taken_over == ("server-9 starts",)
+    assert [(move.shard, move.to_server) for move in report.moves] == [(0, "server-1")]
+    seen = client.status()
+    assert seen.desired == {"router": 1, "server": 4}
+    assert seen.pending[0] == "server-1 starts"
+    client.drain("server-3")
+    assert router.requests[-1].drain == "server-3"
+    assert client.move("papers", 1, "server-1").from_server == "server-0"
+    assert router.requests[-1].shard == 1
+    assert len(client.rebalance(dry_run=True)) == 1
+    with pytest.raises(InvalidRequest, match="servers is -1"):
+        client.scale(servers=-1)
+    with pytest.raises(InvalidRequest, match="shard -1"):
+        client.move("papers", -1, "server-1")

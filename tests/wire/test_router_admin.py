@@ -134,6 +134,20 @@ async def test_a_draining_router_does_not_wait_for_a_controller_that_is_gone() -
             await ending
 
 
+async def test_changes_of_size_go_to_the_controller() -> None:
+    async with Controlled() as world:
+        scaling = router_pb2.ScaleRequest(servers=3)
+        scaled = await world.cluster.admin.Scale(scaling)
+        assert list(scaled.taken_over) == ["3 servers"]
+        moving = router_pb2.MoveShardRequest(collection="papers", shard=1, to_server="server-2")
+        assert (await world.cluster.admin.MoveShard(moving)).move.to_server == "server-2"
+        balancing = router_pb2.RebalanceRequest(dry_run=True)
+        assert not (await world.cluster.admin.Rebalance(balancing)).moves
+        assert [each.request for each in world.controller.asked] == [scaling, moving, balancing]
+        status = await world.cluster.admin.GetStatus(router_pb2.GetStatusRequest())
+        assert (dict(status.desired), list(status.pending)) == ({"server": 3}, ["server-2 starts"])
+
+
 async def test_without_a_controller_searches_go_on() -> None:
     async with Controlled() as world:
         await world.controller.stop()

@@ -21,6 +21,7 @@ from tests.wire.shard_support import (
     FINGERPRINT,
     TIMEOUT_S,
     Peer,
+    collection_settings,
     document,
     failure,
     ids_of,
@@ -398,3 +399,25 @@ async def test_writes_and_searches_at_once_see_whole_states(tmp_path: Path) -> N
             assert sorted(ids_of(response)[0]) == sorted(f"d{n}" for n in range(20))
             assert response.documents == 20
         await writing
+
+
+async def test_a_shard_moves_to_another_server_and_the_old_one_says_so(tmp_path: Path) -> None:
+    async with served(tmp_path) as old, served(tmp_path) as new:
+        stored = await filled(old)
+        request = shard_pb2.PrepareShardRequest(
+            key=new.key, shard_count=1, settings=collection_settings()
+        )
+        prepared = await new.stub.PrepareShard(request, timeout=TIMEOUT_S)
+        assert prepared.status.state == shard_pb2.SHARD_STATE_PREPARED
+        refused = await failure(new.search(stored[:1]))
+        assert refused.reason == "STALE_TOPOLOGY"
+        await new.open(2)
+        for peer in (old, new):
+            assert ids_of(await peer.search(stored[[4]], 1)) == [["d4"]]
+        written = await new.write(["e"], stored[:1])
+        late = await failure(old.search(stored[:1], after_sequence=[written.position]))
+        assert late.reason == "STALE_TOPOLOGY", "a router asks again elsewhere"
+        assert (await failure(old.write(["f"], stored[:1]))).reason == "SUPERSEDED_WRITER"
+        closing = shard_pb2.CloseShardRequest(key=old.key)
+        await old.stub.CloseShard(closing, timeout=TIMEOUT_S)
+        assert (await failure(old.search(stored[:1]))).reason == "STALE_TOPOLOGY"

@@ -10,7 +10,7 @@ import pytest
 from deploy.calls import WRITERS, Calls
 from deploy.copying import Copier
 from deploy.core.creation import Bounds, Wish, check_wish, settle
-from deploy.core.state import Phase, Process, Role, ShardPhase, ShardView
+from deploy.core.state import Phase, Placement, Process, Role, ShardPhase, ShardView
 from deploy.fleet import Tracked
 from deploy.generations import Generations
 from deploy.launchers.processes import ProcessLauncher
@@ -49,7 +49,7 @@ class Servers:
 
 def placed(record: Record) -> Record:
     for shard in range(len(record.collection.shards)):
-        record = record.placed(shard, SERVERS[shard % 2], 1)
+        record = record.placed(shard, Placement(SERVERS[shard % 2], 1))
     return record
 
 

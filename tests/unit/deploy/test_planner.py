@@ -1,27 +1,21 @@
 """Whatever the state, the plan leads to the desired one, and never out of it."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deploy.core.planner import (
-    Action,
     CloseShard,
     DropShard,
-    ForgetDrop,
     LoadModel,
     OpenShard,
     StartProcess,
-    StopProcess,
-    plan,
 )
 from deploy.core.shares import retry_delay_ns
 from deploy.core.state import (
     NEVER_NS,
     Collection,
-    Desired,
-    Observed,
     Phase,
     Placement,
     Process,
@@ -30,120 +24,23 @@ from deploy.core.state import (
     ShardPhase,
     ShardView,
 )
-from deploy.core.topology import Topology, next_topology, serves
+from deploy.core.topology import next_topology, serves
 from shoal.types import ShardRef
-
-FINGERPRINT = "f" * 64
-
-
-@dataclass
-class World:
-    """A cluster in which every action takes effect or fails as the test chooses."""
-
-    processes: list[ProcessSpec]
-    collections: dict[str, Collection]
-    drops: dict[str, Collection] = field(default_factory=dict)
-    seen: dict[str, Process] = field(default_factory=dict)
-    shards: dict[ShardRef, ShardView] = field(default_factory=dict)
-    dropping: dict[ShardRef, int] = field(default_factory=dict)
-    dropped: set[ShardRef] = field(default_factory=set)
-    epochs: dict[ShardRef, list[int]] = field(default_factory=dict)
-    published: Topology = field(default_factory=Topology)
-    now_ns: int = 0
-
-    def desired(self) -> Desired:
-        return Desired(
-            tuple(self.processes),
-            tuple(c for _, c in sorted(self.collections.items())),
-            tuple(self.drops.values()),
-        )
-
-    def observed(self) -> Observed:
-        return Observed(self.seen, self.shards, self.dropping, frozenset(self.dropped))
-
-    def plan(self) -> list[Action]:
-        return plan(self.desired(), self.observed(), self.now_ns)
-
-    def publish(self) -> None:
-        topology = next_topology(self.desired(), self.observed(), self.published, True)
-        if topology is not None:
-            assert topology.version == self.published.version + 1
-            self.published = topology
-
-    def apply(self, action: Action, works: bool) -> None:
-        match action:
-            case StartProcess(spec, incarnation):
-                self.seen[spec.name] = (
-                    Process(
-                        spec.name,
-                        spec.role,
-                        Phase.RUNNING,
-                        incarnation,
-                        f"h:{incarnation}",
-                        serving=True,
-                    )
-                    if works
-                    else self.dead(spec, incarnation)
-                )
-            case StopProcess(name):
-                del self.seen[name]
-            case OpenShard(name, ref, server, epoch):
-                self.open(name, ref, server, epoch, works)
-            case CloseShard(ref, server):
-                view = self.seen[server]
-                self.seen[server] = replace(view, strays=view.strays - {ref})
-            case LoadModel(encoder, _, fingerprint):
-                view = self.seen[encoder]
-                self.seen[encoder] = (
-                    replace(view, fingerprints=view.fingerprints | {fingerprint})
-                    if works
-                    else replace(view, loads={fingerprint: self.retry_at()})
-                )
-            case DropShard(ref, _):
-                if works:
-                    self.dropped.add(ref)
-                else:
-                    self.dropping[ref] = self.retry_at()
-            case ForgetDrop(identity):
-                del self.drops[identity]
-
-    def open(self, name: str, ref: ShardRef, server: str, epoch: int, works: bool) -> None:
-        collection = self.collections[name]
-        shards = list(collection.shards)
-        shards[ref.shard] = Placement(server, epoch)
-        self.collections[name] = replace(collection, shards=tuple(shards))
-        self.epochs.setdefault(ref, []).append(epoch)
-        self.shards[ref] = ShardView(
-            server,
-            self.seen[server].incarnation,
-            epoch,
-            ShardPhase.OPEN if works else ShardPhase.FAILED,
-            retry_at_ns=0 if works else self.retry_at(),
-        )
-
-    def dead(self, spec: ProcessSpec, incarnation: int) -> Process:
-        return Process(spec.name, spec.role, Phase.DEAD, incarnation, retry_at_ns=self.retry_at())
-
-    def retry_at(self) -> int:
-        return self.now_ns + retry_delay_ns(1)
-
-    def settle(self, rounds: int = 20) -> None:
-        for _ in range(rounds):
-            for action in self.plan():
-                self.apply(action, works=True)
-            self.publish()
-            self.now_ns += retry_delay_ns(100)
-
-
-def specs(servers: int, encoders: int) -> list[ProcessSpec]:
-    return [
-        ProcessSpec("router-0", Role.ROUTER),
-        *(ProcessSpec(f"server-{n}", Role.SERVER) for n in range(servers)),
-        *(ProcessSpec(f"encoder-{n}", Role.ENCODER) for n in range(encoders)),
-    ]
-
+from tests.unit.deploy.world import FINGERPRINT, World, check_converged, check_honest, specs
 
 names = st.sampled_from(["server-0", "server-1", "server-2", "server-9", ""])
+
+
+def views(*phases: ShardPhase) -> st.SearchStrategy[ShardView]:
+    return st.builds(
+        ShardView,
+        server=names,
+        incarnation=st.integers(1, 3),
+        epoch=st.integers(0, 7),
+        phase=st.sampled_from(phases),
+        documents=st.integers(0, 9),
+        size=st.integers(0, 1_000),
+    )
 
 
 @st.composite
@@ -153,7 +50,11 @@ def worlds(draw: st.DrawFn) -> World:
     collections = {}
     for name in draw(st.lists(st.sampled_from("abc"), unique=True)):
         placements = draw(
-            st.lists(st.builds(Placement, names, st.integers(0, 5)), min_size=1, max_size=5)
+            st.lists(
+                st.builds(Placement, names, st.integers(0, 5), names, st.integers(0, 7)),
+                min_size=1,
+                max_size=5,
+            )
         )
         fingerprint = draw(st.sampled_from(["", FINGERPRINT]))
         collections[name] = Collection(
@@ -164,46 +65,26 @@ def worlds(draw: st.DrawFn) -> World:
         phase = draw(st.sampled_from([None, *Phase]))
         if phase in (Phase.RUNNING, Phase.DEAD):
             world.seen[spec.name] = Process(
-                spec.name, spec.role, phase, draw(st.integers(1, 3)), "h:1", draw(st.booleans())
+                spec.name,
+                spec.role,
+                phase,
+                draw(st.integers(1, 3)),
+                "h:1",
+                draw(st.booleans()),
+                reported=True,
             )
     for collection in collections.values():
         for ref in collection.refs():
             if draw(st.booleans()):
-                world.shards[ref] = draw(
-                    st.builds(
-                        ShardView,
-                        server=names,
-                        incarnation=st.integers(1, 3),
-                        epoch=st.integers(0, 5),
-                        phase=st.sampled_from([ShardPhase.OPEN, ShardPhase.FAILED]),
-                        documents=st.integers(0, 9),
-                    )
-                )
+                world.shards[ref] = draw(views(ShardPhase.OPEN, ShardPhase.FAILED))
+            if draw(st.booleans()):
+                world.arrivals[ref] = draw(views(ShardPhase.OPEN, ShardPhase.PREPARED))
     dropped = draw(st.lists(st.sampled_from("xy"), unique=True))
     world.drops = {
         f"{name * 32}-1": Collection(name, name * 32, 1, (Placement("server-0", 1),) * 2)
         for name in dropped
     }
     return world
-
-
-def check_converged(world: World) -> None:
-    running = {spec.name for spec in world.processes}
-    assert (
-        set(world.seen) - running
-        == {name for name, process in world.seen.items() if process.phase is Phase.DEAD} - running
-    )
-    assert all(world.seen[name].phase is Phase.RUNNING for name in running)
-    for collection in world.collections.values():
-        assert serves(world.published, collection.name)
-        for ref, placement in zip(collection.refs(), collection.shards, strict=True):
-            assert placement.server in running
-            assert world.observed().holder(ref, placement) is not None
-    for process in world.seen.values():
-        if process.role is Role.ENCODER:
-            wanted = {c.fingerprint for c in world.collections.values() if c.fingerprint}
-            assert wanted <= process.fingerprints
-    assert not world.drops
 
 
 def make_serving(world: World) -> None:
@@ -239,25 +120,14 @@ def test_converges_after_any_failures(world: World, data: st.DataObject) -> None
         world.publish()
         assert world.published.version >= version
         check_honest(world)
+        if data.draw(st.booleans()):
+            world.follow()
         world.now_ns += data.draw(st.integers(0, retry_delay_ns(2)))
     make_serving(world)
     world.settle()
     check_converged(world)
     for epochs in world.epochs.values():
         assert epochs == sorted(set(epochs)), "an epoch was given out twice"
-
-
-def check_honest(world: World) -> None:
-    """The topology names only what runs, and no placement is ever lost."""
-    alive = {n for n, p in world.seen.items() if p.phase is Phase.RUNNING}
-    assert {endpoint.name for endpoint in world.published.servers} <= alive
-    assert {c.name for c in world.published.collections} == set(world.collections)
-    for placed in world.published.collections:
-        collection = world.collections[placed.name]
-        assert len(placed.shards) == len(collection.shards)
-        for shard, placement in zip(placed.shards, collection.shards, strict=True):
-            assert set(shard.servers) <= alive
-            assert shard.servers in ((), (placement.server,))
 
 
 def settled_world() -> World:

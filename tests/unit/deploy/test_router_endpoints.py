@@ -1,6 +1,6 @@
 """Which routers clients are told of, and at which addresses."""
 
-from deploy.core.state import Desired, Observed, Phase, Process, Role
+from deploy.core.state import Desired, Observed, Phase, Process, ProcessSpec, Role
 from deploy.core.topology import Topology, next_topology
 
 
@@ -10,8 +10,9 @@ def router(name: str, **parts: object) -> Process:
 
 
 def told(*processes: Process) -> list[tuple[str, str]]:
+    desired = Desired(tuple(ProcessSpec(each.name, Role.ROUTER) for each in processes))
     observed = Observed({process.name: process for process in processes})
-    topology = next_topology(Desired(()), observed, Topology(), counts_due=False)
+    topology = next_topology(desired, observed, Topology(), counts_due=False)
     return [(each.name, each.address) for each in (topology or Topology()).routers]
 
 

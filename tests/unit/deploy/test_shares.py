@@ -4,7 +4,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deploy.core.shares import (
+    Share,
     failures_in_row,
+    reservation,
     restart_delay_ns,
     retry_delay_ns,
     role_resources,
@@ -62,3 +64,9 @@ def test_a_role_uses_nodes_that_are_set_aside_for_it_where_there_are_any() -> No
     offered = {"CPU": 4.0, "shoal_server": 2.0}
     assert role_resources(Role.SERVER, offered) == {"shoal_server": 1.0}
     assert role_resources(Role.ROUTER, offered) == {}
+
+
+def test_ray_reserves_what_is_free_and_else_next_to_nothing() -> None:
+    share = Share(1, 0.5)
+    assert reservation(share, 1.0, 2) == 0.5
+    assert reservation(share, 0.9, 2) < 0.05, "both would wait for the same cores"

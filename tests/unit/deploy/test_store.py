@@ -1,16 +1,21 @@
 """The controller's records: recovered whole, and never written by two controllers."""
 
+import asyncio
+from collections.abc import Awaitable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from deploy.core.creation import Bounds, Wish, check_wish, settle
-from deploy.core.state import Placement
+from deploy.core.state import Placement, Role
+from deploy.core.wanted import Wanted
 from deploy.records import Record, new_record
 from deploy.store import Store, Superseded
 from shoal.errors import CollectionExists
 from shoal.rpc.controller.v1 import controller_pb2
 from shoal.storage.directory import open_storage
+from shoal.types import ShardRef
 
 BOUNDS = Bounds(max_dim=64, max_shards=8, default_shards=2)
 
@@ -29,12 +34,17 @@ async def opened(folder: Path) -> Store:
 async def test_a_restarted_controller_recovers_placements_and_topology(tmp_path: Path) -> None:
     store = await opened(tmp_path)
     await store.create(record("a"))
-    store.collections["a"] = store.collections["a"].placed(1, "server-1", 7)
+    store.collections["a"] = store.collections["a"].placed(
+        1, Placement("server-1", 7, "server-2", 9)
+    )
     await store.save("a")
     await store.publish(controller_pb2.Topology(version=5))
     again = await opened(tmp_path)
     assert again.collections == store.collections
-    assert again.collections["a"].collection.shards == (Placement(), Placement("server-1", 7))
+    assert again.collections["a"].collection.shards == (
+        Placement(),
+        Placement("server-1", 7, "server-2", 9),
+    )
     assert again.topology.version == 5
 
 
@@ -52,7 +62,7 @@ async def test_the_older_of_two_controllers_is_superseded(tmp_path: Path) -> Non
     with pytest.raises(Superseded):
         await older.publish(controller_pb2.Topology(version=1))
     await newer.create(record("a"))
-    older.collections["a"] = record("a").placed(0, "server-0", 1)
+    older.collections["a"] = record("a").placed(0, Placement("server-0", 1))
     with pytest.raises(Superseded):
         await older.save("a")
 
@@ -78,3 +88,35 @@ async def test_starts_are_counted_until_the_address_is_forgotten(tmp_path: Path)
         store = await opened(tmp_path)
         await store.announce("127.0.0.1:1")
         assert store.starts == starts
+
+
+async def test_the_processes_wanted_outlive_the_controller(tmp_path: Path) -> None:
+    store = await opened(tmp_path)
+    assert store.wanted is None
+    wanted = Wanted.of({Role.ROUTER: 1, Role.SERVER: 3, Role.ENCODER: 0}).without("server-1")
+    await store.want(wanted)
+    again = await opened(tmp_path)
+    assert again.wanted == wanted
+    await store.want(wanted)
+    with pytest.raises(Superseded):
+        await again.want(wanted)
+
+
+async def test_placements_of_one_record_change_beside_each_other(tmp_path: Path) -> None:
+    store = await opened(tmp_path)
+    made = record("a")
+    await store.create(made)
+    refs = made.collection.refs()
+
+    def place(ref: ShardRef) -> Awaitable[bool]:
+        return store.place(ref, lambda placement: replace(placement, target=f"s-{ref.shard}"))
+
+    assert await asyncio.gather(*map(place, refs)) == [True, True]
+    expected = tuple(Placement(target=f"s-{ref.shard}") for ref in refs)
+    assert store.collections["a"].collection.shards == expected
+    assert (await opened(tmp_path)).collections["a"].collection.shards == expected
+    store.flipping.add("a")
+    assert not await store.place(refs[0], lambda _: Placement("x", 1)), "a flip goes first"
+    store.flipping.clear()
+    await store.drop("a")
+    assert not await store.place(refs[0], lambda _: Placement("x", 1))

@@ -26,15 +26,17 @@ from shoal.rpc.common.v1 import common_pb2 as shoal_dot_rpc_dot_common_dot_v1_do
 from shoal.rpc.router.v1 import router_pb2 as shoal_dot_rpc_dot_router_dot_v1_dot_router__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(shoal/rpc/controller/v1/controller.proto\x12\x17shoal.rpc.controller.v1\x1a shoal/rpc/common/v1/common.proto\x1a shoal/rpc/router/v1/router.proto\"\'\n\x14WatchTopologyRequest\x12\x0f\n\x07watcher\x18\x01 \x01(\t\"L\n\x15WatchTopologyResponse\x12\x33\n\x08topology\x18\x01 \x01(\x0b\x32!.shoal.rpc.controller.v1.Topology\"\xfb\x01\n\x08Topology\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x33\n\x08\x65ncoders\x18\x02 \x03(\x0b\x32!.shoal.rpc.controller.v1.Endpoint\x12\x32\n\x07servers\x18\x03 \x03(\x0b\x32!.shoal.rpc.controller.v1.Endpoint\x12\x41\n\x0b\x63ollections\x18\x04 \x03(\x0b\x32,.shoal.rpc.controller.v1.CollectionPlacement\x12\x32\n\x07routers\x18\x05 \x03(\x0b\x32!.shoal.rpc.controller.v1.Endpoint\"?\n\x08\x45ndpoint\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x14\n\x0c\x66ingerprints\x18\x03 \x03(\t\"\xc9\x02\n\x13\x43ollectionPlacement\x12\x39\n\x08settings\x18\x01 \x01(\x0b\x32\'.shoal.rpc.common.v1.CollectionSettings\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\x37\n\x06shards\x18\x03 \x03(\x0b\x32\'.shoal.rpc.controller.v1.ShardPlacement\x12\x37\n\x05phase\x18\x04 \x01(\x0e\x32(.shoal.rpc.controller.v1.GenerationPhase\x12\x1a\n\x12highest_generation\x18\x05 \x01(\x04\x12\x1b\n\x13previous_generation\x18\x06 \x01(\x04\x12\x38\n\x0bhanded_over\x18\x07 \x03(\x0b\x32#.shoal.rpc.controller.v1.HandedOver\"3\n\nHandedOver\x12\x12\n\ngeneration\x18\x01 \x01(\x04\x12\x11\n\tsequences\x18\x02 \x03(\x04\"J\n\x0eShardPlacement\x12\x0f\n\x07servers\x18\x01 \x03(\t\x12\x11\n\tdocuments\x18\x02 \x01(\x04\x12\x14\n\x0cwriter_epoch\x18\x03 \x01(\x04\"X\n\x17\x43reateCollectionRequest\x12=\n\x07request\x18\x01 \x01(\x0b\x32,.shoal.rpc.router.v1.CreateCollectionRequest\"v\n\x18\x43reateCollectionResponse\x12@\n\ncollection\x18\x01 \x01(\x0b\x32,.shoal.rpc.controller.v1.CollectionPlacement\x12\x18\n\x10topology_version\x18\x02 \x01(\x04\"Z\n\x18RebuildCollectionRequest\x12>\n\x07request\x18\x01 \x01(\x0b\x32-.shoal.rpc.router.v1.RebuildCollectionRequest\"/\n\x19RebuildCollectionResponse\x12\x12\n\ngeneration\x18\x01 \x01(\x04\")\n\x19RollbackCollectionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"J\n\x1aRollbackCollectionResponse\x12\x12\n\ngeneration\x18\x01 \x01(\x04\x12\x18\n\x10topology_version\x18\x02 \x01(\x04\"%\n\x15\x44ropCollectionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"2\n\x16\x44ropCollectionResponse\x12\x18\n\x10topology_version\x18\x01 \x01(\x04\"D\n\x11\x41\x63\x63\x65ptLossRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\r\n\x05shard\x18\x02 \x01(\r\x12\x0c\n\x04loss\x18\x03 \x01(\t\".\n\x12\x41\x63\x63\x65ptLossResponse\x12\x18\n\x10topology_version\x18\x01 \x01(\x04\"\x19\n\x17GetClusterStatusRequest\"\xa3\x01\n\x18GetClusterStatusResponse\x12\x33\n\tprocesses\x18\x01 \x03(\x0b\x32 .shoal.rpc.router.v1.ProcessInfo\x12\x38\n\x0b\x63ollections\x18\x02 \x03(\x0b\x32#.shoal.rpc.router.v1.CollectionInfo\x12\x18\n\x10topology_version\x18\x03 \x01(\x04*\x8f\x01\n\x0fGenerationPhase\x12 \n\x1cGENERATION_PHASE_UNSPECIFIED\x10\x00\x12\x1d\n\x19GENERATION_PHASE_TRAINING\x10\x01\x12\x1c\n\x18GENERATION_PHASE_COPYING\x10\x02\x12\x1d\n\x19GENERATION_PHASE_PREVIOUS\x10\x03\x32\xcc\x06\n\x11\x43ontrollerService\x12p\n\rWatchTopology\x12-.shoal.rpc.controller.v1.WatchTopologyRequest\x1a..shoal.rpc.controller.v1.WatchTopologyResponse0\x01\x12w\n\x10\x43reateCollection\x12\x30.shoal.rpc.controller.v1.CreateCollectionRequest\x1a\x31.shoal.rpc.controller.v1.CreateCollectionResponse\x12q\n\x0e\x44ropCollection\x12..shoal.rpc.controller.v1.DropCollectionRequest\x1a/.shoal.rpc.controller.v1.DropCollectionResponse\x12z\n\x11RebuildCollection\x12\x31.shoal.rpc.controller.v1.RebuildCollectionRequest\x1a\x32.shoal.rpc.controller.v1.RebuildCollectionResponse\x12}\n\x12RollbackCollection\x12\x32.shoal.rpc.controller.v1.RollbackCollectionRequest\x1a\x33.shoal.rpc.controller.v1.RollbackCollectionResponse\x12\x65\n\nAcceptLoss\x12*.shoal.rpc.controller.v1.AcceptLossRequest\x1a+.shoal.rpc.controller.v1.AcceptLossResponse\x12w\n\x10GetClusterStatus\x12\x30.shoal.rpc.controller.v1.GetClusterStatusRequest\x1a\x31.shoal.rpc.controller.v1.GetClusterStatusResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(shoal/rpc/controller/v1/controller.proto\x12\x17shoal.rpc.controller.v1\x1a shoal/rpc/common/v1/common.proto\x1a shoal/rpc/router/v1/router.proto\"\'\n\x14WatchTopologyRequest\x12\x0f\n\x07watcher\x18\x01 \x01(\t\"L\n\x15WatchTopologyResponse\x12\x33\n\x08topology\x18\x01 \x01(\x0b\x32!.shoal.rpc.controller.v1.Topology\"\xfb\x01\n\x08Topology\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x33\n\x08\x65ncoders\x18\x02 \x03(\x0b\x32!.shoal.rpc.controller.v1.Endpoint\x12\x32\n\x07servers\x18\x03 \x03(\x0b\x32!.shoal.rpc.controller.v1.Endpoint\x12\x41\n\x0b\x63ollections\x18\x04 \x03(\x0b\x32,.shoal.rpc.controller.v1.CollectionPlacement\x12\x32\n\x07routers\x18\x05 \x03(\x0b\x32!.shoal.rpc.controller.v1.Endpoint\"?\n\x08\x45ndpoint\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x14\n\x0c\x66ingerprints\x18\x03 \x03(\t\"\xc9\x02\n\x13\x43ollectionPlacement\x12\x39\n\x08settings\x18\x01 \x01(\x0b\x32\'.shoal.rpc.common.v1.CollectionSettings\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\x37\n\x06shards\x18\x03 \x03(\x0b\x32\'.shoal.rpc.controller.v1.ShardPlacement\x12\x37\n\x05phase\x18\x04 \x01(\x0e\x32(.shoal.rpc.controller.v1.GenerationPhase\x12\x1a\n\x12highest_generation\x18\x05 \x01(\x04\x12\x1b\n\x13previous_generation\x18\x06 \x01(\x04\x12\x38\n\x0bhanded_over\x18\x07 \x03(\x0b\x32#.shoal.rpc.controller.v1.HandedOver\"3\n\nHandedOver\x12\x12\n\ngeneration\x18\x01 \x01(\x04\x12\x11\n\tsequences\x18\x02 \x03(\x04\"t\n\x0eShardPlacement\x12\x0f\n\x07servers\x18\x01 \x03(\t\x12\x11\n\tdocuments\x18\x02 \x01(\x04\x12\x14\n\x0cwriter_epoch\x18\x03 \x01(\x04\x12\x11\n\tmoving_to\x18\x04 \x01(\t\x12\x15\n\rhighest_epoch\x18\x05 \x01(\x04\"X\n\x17\x43reateCollectionRequest\x12=\n\x07request\x18\x01 \x01(\x0b\x32,.shoal.rpc.router.v1.CreateCollectionRequest\"v\n\x18\x43reateCollectionResponse\x12@\n\ncollection\x18\x01 \x01(\x0b\x32,.shoal.rpc.controller.v1.CollectionPlacement\x12\x18\n\x10topology_version\x18\x02 \x01(\x04\"Z\n\x18RebuildCollectionRequest\x12>\n\x07request\x18\x01 \x01(\x0b\x32-.shoal.rpc.router.v1.RebuildCollectionRequest\"/\n\x19RebuildCollectionResponse\x12\x12\n\ngeneration\x18\x01 \x01(\x04\")\n\x19RollbackCollectionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"J\n\x1aRollbackCollectionResponse\x12\x12\n\ngeneration\x18\x01 \x01(\x04\x12\x18\n\x10topology_version\x18\x02 \x01(\x04\"%\n\x15\x44ropCollectionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"2\n\x16\x44ropCollectionResponse\x12\x18\n\x10topology_version\x18\x01 \x01(\x04\"D\n\x11\x41\x63\x63\x65ptLossRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\r\n\x05shard\x18\x02 \x01(\r\x12\x0c\n\x04loss\x18\x03 \x01(\t\".\n\x12\x41\x63\x63\x65ptLossResponse\x12\x18\n\x10topology_version\x18\x01 \x01(\x04\"B\n\x0cScaleRequest\x12\x32\n\x07request\x18\x01 \x01(\x0b\x32!.shoal.rpc.router.v1.ScaleRequest\"E\n\rScaleResponse\x12\x34\n\x08response\x18\x01 \x01(\x0b\x32\".shoal.rpc.router.v1.ScaleResponse\"J\n\x10MoveShardRequest\x12\x36\n\x07request\x18\x01 \x01(\x0b\x32%.shoal.rpc.router.v1.MoveShardRequest\"M\n\x11MoveShardResponse\x12\x38\n\x08response\x18\x01 \x01(\x0b\x32&.shoal.rpc.router.v1.MoveShardResponse\"J\n\x10RebalanceRequest\x12\x36\n\x07request\x18\x01 \x01(\x0b\x32%.shoal.rpc.router.v1.RebalanceRequest\"M\n\x11RebalanceResponse\x12\x38\n\x08response\x18\x01 \x01(\x0b\x32&.shoal.rpc.router.v1.RebalanceResponse\"\x19\n\x17GetClusterStatusRequest\"\xb5\x02\n\x18GetClusterStatusResponse\x12\x33\n\tprocesses\x18\x01 \x03(\x0b\x32 .shoal.rpc.router.v1.ProcessInfo\x12\x38\n\x0b\x63ollections\x18\x02 \x03(\x0b\x32#.shoal.rpc.router.v1.CollectionInfo\x12\x18\n\x10topology_version\x18\x03 \x01(\x04\x12O\n\x07\x64\x65sired\x18\x04 \x03(\x0b\x32>.shoal.rpc.controller.v1.GetClusterStatusResponse.DesiredEntry\x12\x0f\n\x07pending\x18\x05 \x03(\t\x1a.\n\x0c\x44\x65siredEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01*\x8f\x01\n\x0fGenerationPhase\x12 \n\x1cGENERATION_PHASE_UNSPECIFIED\x10\x00\x12\x1d\n\x19GENERATION_PHASE_TRAINING\x10\x01\x12\x1c\n\x18GENERATION_PHASE_COPYING\x10\x02\x12\x1d\n\x19GENERATION_PHASE_PREVIOUS\x10\x03\x32\xec\x08\n\x11\x43ontrollerService\x12p\n\rWatchTopology\x12-.shoal.rpc.controller.v1.WatchTopologyRequest\x1a..shoal.rpc.controller.v1.WatchTopologyResponse0\x01\x12w\n\x10\x43reateCollection\x12\x30.shoal.rpc.controller.v1.CreateCollectionRequest\x1a\x31.shoal.rpc.controller.v1.CreateCollectionResponse\x12q\n\x0e\x44ropCollection\x12..shoal.rpc.controller.v1.DropCollectionRequest\x1a/.shoal.rpc.controller.v1.DropCollectionResponse\x12z\n\x11RebuildCollection\x12\x31.shoal.rpc.controller.v1.RebuildCollectionRequest\x1a\x32.shoal.rpc.controller.v1.RebuildCollectionResponse\x12}\n\x12RollbackCollection\x12\x32.shoal.rpc.controller.v1.RollbackCollectionRequest\x1a\x33.shoal.rpc.controller.v1.RollbackCollectionResponse\x12\x65\n\nAcceptLoss\x12*.shoal.rpc.controller.v1.AcceptLossRequest\x1a+.shoal.rpc.controller.v1.AcceptLossResponse\x12V\n\x05Scale\x12%.shoal.rpc.controller.v1.ScaleRequest\x1a&.shoal.rpc.controller.v1.ScaleResponse\x12\x62\n\tMoveShard\x12).shoal.rpc.controller.v1.MoveShardRequest\x1a*.shoal.rpc.controller.v1.MoveShardResponse\x12\x62\n\tRebalance\x12).shoal.rpc.controller.v1.RebalanceRequest\x1a*.shoal.rpc.controller.v1.RebalanceResponse\x12w\n\x10GetClusterStatus\x12\x30.shoal.rpc.controller.v1.GetClusterStatusRequest\x1a\x31.shoal.rpc.controller.v1.GetClusterStatusResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'shoal.rpc.controller.v1.controller_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_GENERATIONPHASE']._serialized_start=1909
-  _globals['_GENERATIONPHASE']._serialized_end=2052
+  _globals['_GETCLUSTERSTATUSRESPONSE_DESIREDENTRY']._loaded_options = None
+  _globals['_GETCLUSTERSTATUSRESPONSE_DESIREDENTRY']._serialized_options = b'8\001'
+  _globals['_GENERATIONPHASE']._serialized_start=2546
+  _globals['_GENERATIONPHASE']._serialized_end=2689
   _globals['_WATCHTOPOLOGYREQUEST']._serialized_start=137
   _globals['_WATCHTOPOLOGYREQUEST']._serialized_end=176
   _globals['_WATCHTOPOLOGYRESPONSE']._serialized_start=178
@@ -48,31 +50,45 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HANDEDOVER']._serialized_start=907
   _globals['_HANDEDOVER']._serialized_end=958
   _globals['_SHARDPLACEMENT']._serialized_start=960
-  _globals['_SHARDPLACEMENT']._serialized_end=1034
-  _globals['_CREATECOLLECTIONREQUEST']._serialized_start=1036
-  _globals['_CREATECOLLECTIONREQUEST']._serialized_end=1124
-  _globals['_CREATECOLLECTIONRESPONSE']._serialized_start=1126
-  _globals['_CREATECOLLECTIONRESPONSE']._serialized_end=1244
-  _globals['_REBUILDCOLLECTIONREQUEST']._serialized_start=1246
-  _globals['_REBUILDCOLLECTIONREQUEST']._serialized_end=1336
-  _globals['_REBUILDCOLLECTIONRESPONSE']._serialized_start=1338
-  _globals['_REBUILDCOLLECTIONRESPONSE']._serialized_end=1385
-  _globals['_ROLLBACKCOLLECTIONREQUEST']._serialized_start=1387
-  _globals['_ROLLBACKCOLLECTIONREQUEST']._serialized_end=1428
-  _globals['_ROLLBACKCOLLECTIONRESPONSE']._serialized_start=1430
-  _globals['_ROLLBACKCOLLECTIONRESPONSE']._serialized_end=1504
-  _globals['_DROPCOLLECTIONREQUEST']._serialized_start=1506
-  _globals['_DROPCOLLECTIONREQUEST']._serialized_end=1543
-  _globals['_DROPCOLLECTIONRESPONSE']._serialized_start=1545
-  _globals['_DROPCOLLECTIONRESPONSE']._serialized_end=1595
-  _globals['_ACCEPTLOSSREQUEST']._serialized_start=1597
-  _globals['_ACCEPTLOSSREQUEST']._serialized_end=1665
-  _globals['_ACCEPTLOSSRESPONSE']._serialized_start=1667
-  _globals['_ACCEPTLOSSRESPONSE']._serialized_end=1713
-  _globals['_GETCLUSTERSTATUSREQUEST']._serialized_start=1715
-  _globals['_GETCLUSTERSTATUSREQUEST']._serialized_end=1740
-  _globals['_GETCLUSTERSTATUSRESPONSE']._serialized_start=1743
-  _globals['_GETCLUSTERSTATUSRESPONSE']._serialized_end=1906
-  _globals['_CONTROLLERSERVICE']._serialized_start=2055
-  _globals['_CONTROLLERSERVICE']._serialized_end=2899
+  _globals['_SHARDPLACEMENT']._serialized_end=1076
+  _globals['_CREATECOLLECTIONREQUEST']._serialized_start=1078
+  _globals['_CREATECOLLECTIONREQUEST']._serialized_end=1166
+  _globals['_CREATECOLLECTIONRESPONSE']._serialized_start=1168
+  _globals['_CREATECOLLECTIONRESPONSE']._serialized_end=1286
+  _globals['_REBUILDCOLLECTIONREQUEST']._serialized_start=1288
+  _globals['_REBUILDCOLLECTIONREQUEST']._serialized_end=1378
+  _globals['_REBUILDCOLLECTIONRESPONSE']._serialized_start=1380
+  _globals['_REBUILDCOLLECTIONRESPONSE']._serialized_end=1427
+  _globals['_ROLLBACKCOLLECTIONREQUEST']._serialized_start=1429
+  _globals['_ROLLBACKCOLLECTIONREQUEST']._serialized_end=1470
+  _globals['_ROLLBACKCOLLECTIONRESPONSE']._serialized_start=1472
+  _globals['_ROLLBACKCOLLECTIONRESPONSE']._serialized_end=1546
+  _globals['_DROPCOLLECTIONREQUEST']._serialized_start=1548
+  _globals['_DROPCOLLECTIONREQUEST']._serialized_end=1585
+  _globals['_DROPCOLLECTIONRESPONSE']._serialized_start=1587
+  _globals['_DROPCOLLECTIONRESPONSE']._serialized_end=1637
+  _globals['_ACCEPTLOSSREQUEST']._serialized_start=1639
+  _globals['_ACCEPTLOSSREQUEST']._serialized_end=1707
+  _globals['_ACCEPTLOSSRESPONSE']._serialized_start=1709
+  _globals['_ACCEPTLOSSRESPONSE']._serialized_end=1755
+  _globals['_SCALEREQUEST']._serialized_start=1757
+  _globals['_SCALEREQUEST']._serialized_end=1823
+  _globals['_SCALERESPONSE']._serialized_start=1825
+  _globals['_SCALERESPONSE']._serialized_end=1894
+  _globals['_MOVESHARDREQUEST']._serialized_start=1896
+  _globals['_MOVESHARDREQUEST']._serialized_end=1970
+  _globals['_MOVESHARDRESPONSE']._serialized_start=1972
+  _globals['_MOVESHARDRESPONSE']._serialized_end=2049
+  _globals['_REBALANCEREQUEST']._serialized_start=2051
+  _globals['_REBALANCEREQUEST']._serialized_end=2125
+  _globals['_REBALANCERESPONSE']._serialized_start=2127
+  _globals['_REBALANCERESPONSE']._serialized_end=2204
+  _globals['_GETCLUSTERSTATUSREQUEST']._serialized_start=2206
+  _globals['_GETCLUSTERSTATUSREQUEST']._serialized_end=2231
+  _globals['_GETCLUSTERSTATUSRESPONSE']._serialized_start=2234
+  _globals['_GETCLUSTERSTATUSRESPONSE']._serialized_end=2543
+  _globals['_GETCLUSTERSTATUSRESPONSE_DESIREDENTRY']._serialized_start=2497
+  _globals['_GETCLUSTERSTATUSRESPONSE_DESIREDENTRY']._serialized_end=2543
+  _globals['_CONTROLLERSERVICE']._serialized_start=2692
+  _globals['_CONTROLLERSERVICE']._serialized_end=3824
 # @@protoc_insertion_point(module_scope)

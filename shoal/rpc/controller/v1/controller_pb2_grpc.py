@@ -66,6 +66,21 @@ class ControllerServiceStub:
                 request_serializer=shoal_dot_rpc_dot_controller_dot_v1_dot_controller__pb2.AcceptLossRequest.SerializeToString,
                 response_deserializer=shoal_dot_rpc_dot_controller_dot_v1_dot_controller__pb2.AcceptLossResponse.FromString,
                 _registered_method=True)
+        self.Scale = channel.unary_unary(
+                '/shoal.rpc.controller.v1.ControllerService/Scale',
+                request_serializer=shoal_dot_rpc_dot_controller_dot_v1_dot_controller__pb2.ScaleRequest.SerializeToString,
+                response_deserializer=shoal_dot_rpc_dot_controller_dot_v1_dot_controller__pb2.ScaleResponse.FromString,
+                _registered_method=True)
+        self.MoveShard = channel.unary_unary(
+                '/shoal.rpc.controller.v1.ControllerService/MoveShard',
+                request_serializer=shoal_dot_rpc_dot_controller_dot_v1_dot_controller__pb2.MoveShardRequest.SerializeToString,
+                response_deserializer=shoal_dot_rpc_dot_controller_dot_v1_dot_controller__pb2.MoveShardResponse.FromString,
+                _registered_method=True)
+        self.Rebalance = channel.unary_unary(
+                '/shoal.rpc.controller.v1.ControllerService/Rebalance',
+                request_serializer=shoal_dot_rpc_dot_controller_dot_v1_dot_controller__pb2.RebalanceRequest.SerializeToString,
+                response_deserializer=shoal_dot_rpc_dot_controller_dot_v1_dot_controller__pb2.RebalanceResponse.FromString,
+                _registered_method=True)
         self.GetClusterStatus = channel.unary_unary(
                 '/shoal.rpc.controller.v1.ControllerService/GetClusterStatus',
                 request_serializer=shoal_dot_rpc_dot_controller_dot_v1_dot_controller__pb2.GetClusterStatusRequest.SerializeToString,
@@ -124,6 +139,27 @@ class ControllerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Scale(self, request, context):
+        """Says how many processes there are to be. Errors as AdminService.Scale.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def MoveShard(self, request, context):
+        """Begins to move a shard. Errors as AdminService.MoveShard.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Rebalance(self, request, context):
+        """Begins to level the servers by bytes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetClusterStatus(self, request, context):
         """Processes and shards as they are.
         """
@@ -163,6 +199,21 @@ def add_ControllerServiceServicer_to_server(servicer, server):
                     servicer.AcceptLoss,
                     request_deserializer=shoal_dot_rpc_dot_controller_dot_v1_dot_controller__pb2.AcceptLossRequest.FromString,
                     response_serializer=shoal_dot_rpc_dot_controller_dot_v1_dot_controller__pb2.AcceptLossResponse.SerializeToString,
+            ),
+            'Scale': grpc.unary_unary_rpc_method_handler(
+                    servicer.Scale,
+                    request_deserializer=shoal_dot_rpc_dot_controller_dot_v1_dot_controller__pb2.ScaleRequest.FromString,
+                    response_serializer=shoal_dot_rpc_dot_controller_dot_v1_dot_controller__pb2.ScaleResponse.SerializeToString,
+            ),
+            'MoveShard': grpc.unary_unary_rpc_method_handler(
+                    servicer.MoveShard,
+                    request_deserializer=shoal_dot_rpc_dot_controller_dot_v1_dot_controller__pb2.MoveShardRequest.FromString,
+                    response_serializer=shoal_dot_rpc_dot_controller_dot_v1_dot_controller__pb2.MoveShardResponse.SerializeToString,
+            ),
+            'Rebalance': grpc.unary_unary_rpc_method_handler(
+                    servicer.Rebalance,
+                    request_deserializer=shoal_dot_rpc_dot_controller_dot_v1_dot_controller__pb2.RebalanceRequest.FromString,
+                    response_serializer=shoal_dot_rpc_dot_controller_dot_v1_dot_controller__pb2.RebalanceResponse.SerializeToString,
             ),
             'GetClusterStatus': grpc.unary_unary_rpc_method_handler(
                     servicer.GetClusterStatus,
@@ -334,6 +385,87 @@ class ControllerService:
             '/shoal.rpc.controller.v1.ControllerService/AcceptLoss',
             shoal_dot_rpc_dot_controller_dot_v1_dot_controller__pb2.AcceptLossRequest.SerializeToString,
             shoal_dot_rpc_dot_controller_dot_v1_dot_controller__pb2.AcceptLossResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Scale(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.rpc.controller.v1.ControllerService/Scale',
+            shoal_dot_rpc_dot_controller_dot_v1_dot_controller__pb2.ScaleRequest.SerializeToString,
+            shoal_dot_rpc_dot_controller_dot_v1_dot_controller__pb2.ScaleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MoveShard(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.rpc.controller.v1.ControllerService/MoveShard',
+            shoal_dot_rpc_dot_controller_dot_v1_dot_controller__pb2.MoveShardRequest.SerializeToString,
+            shoal_dot_rpc_dot_controller_dot_v1_dot_controller__pb2.MoveShardResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Rebalance(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.rpc.controller.v1.ControllerService/Rebalance',
+            shoal_dot_rpc_dot_controller_dot_v1_dot_controller__pb2.RebalanceRequest.SerializeToString,
+            shoal_dot_rpc_dot_controller_dot_v1_dot_controller__pb2.RebalanceResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -55,6 +55,12 @@ class ControllerServiceStub:
     """
     AcceptLoss: _grpc.UnaryUnaryMultiCallable[_controller_pb2.AcceptLossRequest, _controller_pb2.AcceptLossResponse]
     """Opens a corrupt shard without the data that is lost."""
+    Scale: _grpc.UnaryUnaryMultiCallable[_controller_pb2.ScaleRequest, _controller_pb2.ScaleResponse]
+    """Says how many processes there are to be. Errors as AdminService.Scale."""
+    MoveShard: _grpc.UnaryUnaryMultiCallable[_controller_pb2.MoveShardRequest, _controller_pb2.MoveShardResponse]
+    """Begins to move a shard. Errors as AdminService.MoveShard."""
+    Rebalance: _grpc.UnaryUnaryMultiCallable[_controller_pb2.RebalanceRequest, _controller_pb2.RebalanceResponse]
+    """Begins to level the servers by bytes."""
     GetClusterStatus: _grpc.UnaryUnaryMultiCallable[_controller_pb2.GetClusterStatusRequest, _controller_pb2.GetClusterStatusResponse]
     """Processes and shards as they are."""
 
@@ -85,6 +91,12 @@ class ControllerServiceAsyncStub(ControllerServiceStub):
     """
     AcceptLoss: _aio.UnaryUnaryMultiCallable[_controller_pb2.AcceptLossRequest, _controller_pb2.AcceptLossResponse]  # type: ignore[assignment]
     """Opens a corrupt shard without the data that is lost."""
+    Scale: _aio.UnaryUnaryMultiCallable[_controller_pb2.ScaleRequest, _controller_pb2.ScaleResponse]  # type: ignore[assignment]
+    """Says how many processes there are to be. Errors as AdminService.Scale."""
+    MoveShard: _aio.UnaryUnaryMultiCallable[_controller_pb2.MoveShardRequest, _controller_pb2.MoveShardResponse]  # type: ignore[assignment]
+    """Begins to move a shard. Errors as AdminService.MoveShard."""
+    Rebalance: _aio.UnaryUnaryMultiCallable[_controller_pb2.RebalanceRequest, _controller_pb2.RebalanceResponse]  # type: ignore[assignment]
+    """Begins to level the servers by bytes."""
     GetClusterStatus: _aio.UnaryUnaryMultiCallable[_controller_pb2.GetClusterStatusRequest, _controller_pb2.GetClusterStatusResponse]  # type: ignore[assignment]
     """Processes and shards as they are."""
 
@@ -148,6 +160,30 @@ class ControllerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_controller_pb2.AcceptLossResponse, _abc.Awaitable[_controller_pb2.AcceptLossResponse]]:
         """Opens a corrupt shard without the data that is lost."""
+
+    @_abc_1.abstractmethod
+    def Scale(
+        self,
+        request: _controller_pb2.ScaleRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_controller_pb2.ScaleResponse, _abc.Awaitable[_controller_pb2.ScaleResponse]]:
+        """Says how many processes there are to be. Errors as AdminService.Scale."""
+
+    @_abc_1.abstractmethod
+    def MoveShard(
+        self,
+        request: _controller_pb2.MoveShardRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_controller_pb2.MoveShardResponse, _abc.Awaitable[_controller_pb2.MoveShardResponse]]:
+        """Begins to move a shard. Errors as AdminService.MoveShard."""
+
+    @_abc_1.abstractmethod
+    def Rebalance(
+        self,
+        request: _controller_pb2.RebalanceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_controller_pb2.RebalanceResponse, _abc.Awaitable[_controller_pb2.RebalanceResponse]]:
+        """Begins to level the servers by bytes."""
 
     @_abc_1.abstractmethod
     def GetClusterStatus(

@@ -1735,6 +1735,7 @@ class ShardInfo(_message.Message):
     CODEC_FIELD_NUMBER: _builtins.int
     NEW_TOKENS_FIELD_NUMBER: _builtins.int
     FAR_TOKENS_FIELD_NUMBER: _builtins.int
+    MOVING_TO_FIELD_NUMBER: _builtins.int
     shard: _builtins.int
     """Shard number."""
     server: _builtins.str
@@ -1771,6 +1772,8 @@ class ShardInfo(_message.Message):
     """Of them, those farther from their centroid than three in four of the tokens that the codec
     was trained on: where they are many more than a quarter, a rebuild is due.
     """
+    moving_to: _builtins.str
+    """Server that it moves to; empty while it stays."""
     @_builtins.property
     def indexes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """FAISS factory strings of the segments, oldest first."""
@@ -1795,14 +1798,230 @@ class ShardInfo(_message.Message):
         codec: _builtins.str = ...,
         new_tokens: _builtins.int = ...,
         far_tokens: _builtins.int = ...,
+        moving_to: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["codec", b"codec", "detail", b"detail", "documents", b"documents", "far_tokens", b"far_tokens", "index_bytes", b"index_bytes", "indexes", b"indexes", "loss", b"loss", "new_tokens", b"new_tokens", "passages", b"passages", "position", b"position", "recall", b"recall", "server", b"server", "shard", b"shard", "state", b"state", "tail_passages", b"tail_passages", "token_bytes", b"token_bytes", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["codec", b"codec", "detail", b"detail", "documents", b"documents", "far_tokens", b"far_tokens", "index_bytes", b"index_bytes", "indexes", b"indexes", "loss", b"loss", "moving_to", b"moving_to", "new_tokens", b"new_tokens", "passages", b"passages", "position", b"position", "recall", b"recall", "server", b"server", "shard", b"shard", "state", b"state", "tail_passages", b"tail_passages", "token_bytes", b"token_bytes", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ShardInfo: _TypeAlias = ShardInfo  # noqa: Y015
+
+@_typing.final
+class ScaleRequest(_message.Message):
+    """Processes wanted; what is absent stays as it is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENCODERS_FIELD_NUMBER: _builtins.int
+    ROUTERS_FIELD_NUMBER: _builtins.int
+    SERVERS_FIELD_NUMBER: _builtins.int
+    DRAIN_FIELD_NUMBER: _builtins.int
+    encoders: _builtins.int
+    """Encoder workers, 0 or more."""
+    routers: _builtins.int
+    """Routers, 1 or more."""
+    servers: _builtins.int
+    """Shard servers, 1 or more."""
+    drain: _builtins.str
+    """A shard server that is to go, by name, whatever its number; empty for none.
+    Not together with servers.
+    """
+    def __init__(
+        self,
+        *,
+        encoders: _builtins.int | None = ...,
+        routers: _builtins.int | None = ...,
+        servers: _builtins.int | None = ...,
+        drain: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_encoders", b"_encoders", "_routers", b"_routers", "_servers", b"_servers", "encoders", b"encoders", "routers", b"routers", "servers", b"servers"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_encoders", b"_encoders", "_routers", b"_routers", "_servers", b"_servers", "drain", b"drain", "encoders", b"encoders", "routers", b"routers", "servers", b"servers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__encoders: _TypeAlias = _typing.Literal["encoders"]  # noqa: Y015
+    _WhichOneofArgType__encoders: _TypeAlias = _typing.Literal["_encoders", b"_encoders"]  # noqa: Y015
+    _WhichOneofReturnType__routers: _TypeAlias = _typing.Literal["routers"]  # noqa: Y015
+    _WhichOneofArgType__routers: _TypeAlias = _typing.Literal["_routers", b"_routers"]  # noqa: Y015
+    _WhichOneofReturnType__servers: _TypeAlias = _typing.Literal["servers"]  # noqa: Y015
+    _WhichOneofArgType__servers: _TypeAlias = _typing.Literal["_servers", b"_servers"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__encoders) -> _WhichOneofReturnType__encoders | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__routers) -> _WhichOneofReturnType__routers | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__servers) -> _WhichOneofReturnType__servers | None: ...
+
+Global___ScaleRequest: _TypeAlias = ScaleRequest  # noqa: Y015
+
+@_typing.final
+class ScaleResponse(_message.Message):
+    """It is recorded, and begins."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MOVES_FIELD_NUMBER: _builtins.int
+    TAKEN_OVER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def moves(self) -> _containers.RepeatedCompositeFieldContainer[Global___ShardMove]:
+        """Shards that move because of it."""
+
+    @_builtins.property
+    def taken_over(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What an earlier change had not finished yet, for a person; empty if nothing."""
+
+    def __init__(
+        self,
+        *,
+        moves: _abc.Iterable[Global___ShardMove] | None = ...,
+        taken_over: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["moves", b"moves", "taken_over", b"taken_over"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScaleResponse: _TypeAlias = ScaleResponse  # noqa: Y015
+
+@_typing.final
+class ShardMove(_message.Message):
+    """A shard on its way."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    SHARD_FIELD_NUMBER: _builtins.int
+    FROM_SERVER_FIELD_NUMBER: _builtins.int
+    TO_SERVER_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    collection: _builtins.str
+    """The collection's name."""
+    shard: _builtins.int
+    """Shard number."""
+    from_server: _builtins.str
+    """Server that holds it."""
+    to_server: _builtins.str
+    """Server that is to hold it."""
+    bytes: _builtins.int
+    """Bytes of its segments, and about those of its tail."""
+    def __init__(
+        self,
+        *,
+        collection: _builtins.str = ...,
+        shard: _builtins.int = ...,
+        from_server: _builtins.str = ...,
+        to_server: _builtins.str = ...,
+        bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "collection", b"collection", "from_server", b"from_server", "shard", b"shard", "to_server", b"to_server"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShardMove: _TypeAlias = ShardMove  # noqa: Y015
+
+@_typing.final
+class MoveShardRequest(_message.Message):
+    """A shard to move."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    SHARD_FIELD_NUMBER: _builtins.int
+    TO_SERVER_FIELD_NUMBER: _builtins.int
+    collection: _builtins.str
+    """The collection's name."""
+    shard: _builtins.int
+    """Shard number."""
+    to_server: _builtins.str
+    """Name of the server that is to hold it."""
+    def __init__(
+        self,
+        *,
+        collection: _builtins.str = ...,
+        shard: _builtins.int = ...,
+        to_server: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "shard", b"shard", "to_server", b"to_server"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MoveShardRequest: _TypeAlias = MoveShardRequest  # noqa: Y015
+
+@_typing.final
+class MoveShardResponse(_message.Message):
+    """It is recorded, and begins."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MOVE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def move(self) -> Global___ShardMove:
+        """The move."""
+
+    def __init__(
+        self,
+        *,
+        move: Global___ShardMove | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["move", b"move"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["move", b"move"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MoveShardResponse: _TypeAlias = MoveShardResponse  # noqa: Y015
+
+@_typing.final
+class RebalanceRequest(_message.Message):
+    """Asks to level the servers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DRY_RUN_FIELD_NUMBER: _builtins.int
+    dry_run: _builtins.bool
+    """Only say which moves that takes."""
+    def __init__(
+        self,
+        *,
+        dry_run: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dry_run", b"dry_run"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RebalanceRequest: _TypeAlias = RebalanceRequest  # noqa: Y015
+
+@_typing.final
+class RebalanceResponse(_message.Message):
+    """The moves, which are recorded and begin, but for a dry run."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MOVES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def moves(self) -> _containers.RepeatedCompositeFieldContainer[Global___ShardMove]:
+        """Ascending by collection and shard."""
+
+    def __init__(
+        self,
+        *,
+        moves: _abc.Iterable[Global___ShardMove] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["moves", b"moves"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RebalanceResponse: _TypeAlias = RebalanceResponse  # noqa: Y015
 
 @_typing.final
 class GetStatusRequest(_message.Message):
@@ -1872,6 +2091,26 @@ class GetStatusResponse(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class DesiredEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     PROCESSES_FIELD_NUMBER: _builtins.int
     COLLECTIONS_FIELD_NUMBER: _builtins.int
     TOPOLOGY_VERSION_FIELD_NUMBER: _builtins.int
@@ -1879,6 +2118,8 @@ class GetStatusResponse(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     CONTROLLER_REACHABLE_FIELD_NUMBER: _builtins.int
     OPEN_INGESTS_FIELD_NUMBER: _builtins.int
+    DESIRED_FIELD_NUMBER: _builtins.int
+    PENDING_FIELD_NUMBER: _builtins.int
     ROUTERS_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
@@ -1911,6 +2152,16 @@ class GetStatusResponse(_message.Message):
         """Ingest streams that are open at the answering router, by collection."""
 
     @_builtins.property
+    def desired(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Processes that there are to be, by role; empty while the controller is away."""
+
+    @_builtins.property
+    def pending(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What is left to do until the cluster is as desired, for a person; empty when
+        it is, and while the controller is away.
+        """
+
+    @_builtins.property
     def routers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Routers that serve, as host:port at which clients reach them, in the order of
         their names; those that drain are left out. Empty where no router knows its own.
@@ -1926,13 +2177,15 @@ class GetStatusResponse(_message.Message):
         version: _builtins.str = ...,
         controller_reachable: _builtins.bool = ...,
         open_ingests: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        desired: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        pending: _abc.Iterable[_builtins.str] | None = ...,
         routers: _abc.Iterable[_builtins.str] | None = ...,
         address: _builtins.str = ...,
         draining: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "collections", b"collections", "controller_reachable", b"controller_reachable", "draining", b"draining", "limits", b"limits", "open_ingests", b"open_ingests", "processes", b"processes", "routers", b"routers", "topology_version", b"topology_version", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "collections", b"collections", "controller_reachable", b"controller_reachable", "desired", b"desired", "draining", b"draining", "limits", b"limits", "open_ingests", b"open_ingests", "pending", b"pending", "processes", b"processes", "routers", b"routers", "topology_version", b"topology_version", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1959,7 +2212,7 @@ class ProcessInfo(_message.Message):
     address: _builtins.str
     """host:port"""
     state: _builtins.str
-    """"starting", "serving", "draining" (a router that is about to end) or "dead"."""
+    """"starting", "serving", "draining" (it ends when nobody needs it) or "dead"."""
     pid: _builtins.int
     """Process id on its host; 0 when unknown."""
     restarts: _builtins.int

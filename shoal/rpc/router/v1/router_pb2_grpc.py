@@ -431,6 +431,21 @@ class AdminServiceStub:
                 request_serializer=shoal_dot_rpc_dot_router_dot_v1_dot_router__pb2.RollbackCollectionRequest.SerializeToString,
                 response_deserializer=shoal_dot_rpc_dot_router_dot_v1_dot_router__pb2.RollbackCollectionResponse.FromString,
                 _registered_method=True)
+        self.Scale = channel.unary_unary(
+                '/shoal.rpc.router.v1.AdminService/Scale',
+                request_serializer=shoal_dot_rpc_dot_router_dot_v1_dot_router__pb2.ScaleRequest.SerializeToString,
+                response_deserializer=shoal_dot_rpc_dot_router_dot_v1_dot_router__pb2.ScaleResponse.FromString,
+                _registered_method=True)
+        self.MoveShard = channel.unary_unary(
+                '/shoal.rpc.router.v1.AdminService/MoveShard',
+                request_serializer=shoal_dot_rpc_dot_router_dot_v1_dot_router__pb2.MoveShardRequest.SerializeToString,
+                response_deserializer=shoal_dot_rpc_dot_router_dot_v1_dot_router__pb2.MoveShardResponse.FromString,
+                _registered_method=True)
+        self.Rebalance = channel.unary_unary(
+                '/shoal.rpc.router.v1.AdminService/Rebalance',
+                request_serializer=shoal_dot_rpc_dot_router_dot_v1_dot_router__pb2.RebalanceRequest.SerializeToString,
+                response_deserializer=shoal_dot_rpc_dot_router_dot_v1_dot_router__pb2.RebalanceResponse.FromString,
+                _registered_method=True)
         self.GetStatus = channel.unary_unary(
                 '/shoal.rpc.router.v1.AdminService/GetStatus',
                 request_serializer=shoal_dot_rpc_dot_router_dot_v1_dot_router__pb2.GetStatusRequest.SerializeToString,
@@ -498,6 +513,32 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Scale(self, request, context):
+        """Says how many processes of each kind there are to be, and answers at once;
+        `GetStatus` says what is left to do. Servers that are to go hand their shards
+        over first. A later call takes over from one that is under way.
+        INVALID_ARGUMENT (INVALID_REQUEST).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def MoveShard(self, request, context):
+        """Begins to move one shard to another server, and answers at once; `GetStatus`
+        says when it is there. NOT_FOUND (COLLECTION_NOT_FOUND), INVALID_ARGUMENT
+        (INVALID_REQUEST).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Rebalance(self, request, context):
+        """Begins the fewest moves that level the servers by bytes, and answers at once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetStatus(self, request, context):
         """The cluster: processes, shards, collections, limits.
         """
@@ -545,6 +586,21 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.RollbackCollection,
                     request_deserializer=shoal_dot_rpc_dot_router_dot_v1_dot_router__pb2.RollbackCollectionRequest.FromString,
                     response_serializer=shoal_dot_rpc_dot_router_dot_v1_dot_router__pb2.RollbackCollectionResponse.SerializeToString,
+            ),
+            'Scale': grpc.unary_unary_rpc_method_handler(
+                    servicer.Scale,
+                    request_deserializer=shoal_dot_rpc_dot_router_dot_v1_dot_router__pb2.ScaleRequest.FromString,
+                    response_serializer=shoal_dot_rpc_dot_router_dot_v1_dot_router__pb2.ScaleResponse.SerializeToString,
+            ),
+            'MoveShard': grpc.unary_unary_rpc_method_handler(
+                    servicer.MoveShard,
+                    request_deserializer=shoal_dot_rpc_dot_router_dot_v1_dot_router__pb2.MoveShardRequest.FromString,
+                    response_serializer=shoal_dot_rpc_dot_router_dot_v1_dot_router__pb2.MoveShardResponse.SerializeToString,
+            ),
+            'Rebalance': grpc.unary_unary_rpc_method_handler(
+                    servicer.Rebalance,
+                    request_deserializer=shoal_dot_rpc_dot_router_dot_v1_dot_router__pb2.RebalanceRequest.FromString,
+                    response_serializer=shoal_dot_rpc_dot_router_dot_v1_dot_router__pb2.RebalanceResponse.SerializeToString,
             ),
             'GetStatus': grpc.unary_unary_rpc_method_handler(
                     servicer.GetStatus,
@@ -721,6 +777,87 @@ class AdminService:
             '/shoal.rpc.router.v1.AdminService/RollbackCollection',
             shoal_dot_rpc_dot_router_dot_v1_dot_router__pb2.RollbackCollectionRequest.SerializeToString,
             shoal_dot_rpc_dot_router_dot_v1_dot_router__pb2.RollbackCollectionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Scale(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.rpc.router.v1.AdminService/Scale',
+            shoal_dot_rpc_dot_router_dot_v1_dot_router__pb2.ScaleRequest.SerializeToString,
+            shoal_dot_rpc_dot_router_dot_v1_dot_router__pb2.ScaleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MoveShard(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.rpc.router.v1.AdminService/MoveShard',
+            shoal_dot_rpc_dot_router_dot_v1_dot_router__pb2.MoveShardRequest.SerializeToString,
+            shoal_dot_rpc_dot_router_dot_v1_dot_router__pb2.MoveShardResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Rebalance(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.rpc.router.v1.AdminService/Rebalance',
+            shoal_dot_rpc_dot_router_dot_v1_dot_router__pb2.RebalanceRequest.SerializeToString,
+            shoal_dot_rpc_dot_router_dot_v1_dot_router__pb2.RebalanceResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -221,6 +221,19 @@ class AdminServiceStub:
     what was written since is not in it. NOT_FOUND (COLLECTION_NOT_FOUND),
     FAILED_PRECONDITION (BUILD_UNDER_WAY, NO_PREVIOUS_GENERATION).
     """
+    Scale: _grpc.UnaryUnaryMultiCallable[_router_pb2.ScaleRequest, _router_pb2.ScaleResponse]
+    """Says how many processes of each kind there are to be, and answers at once;
+    `GetStatus` says what is left to do. Servers that are to go hand their shards
+    over first. A later call takes over from one that is under way.
+    INVALID_ARGUMENT (INVALID_REQUEST).
+    """
+    MoveShard: _grpc.UnaryUnaryMultiCallable[_router_pb2.MoveShardRequest, _router_pb2.MoveShardResponse]
+    """Begins to move one shard to another server, and answers at once; `GetStatus`
+    says when it is there. NOT_FOUND (COLLECTION_NOT_FOUND), INVALID_ARGUMENT
+    (INVALID_REQUEST).
+    """
+    Rebalance: _grpc.UnaryUnaryMultiCallable[_router_pb2.RebalanceRequest, _router_pb2.RebalanceResponse]
+    """Begins the fewest moves that level the servers by bytes, and answers at once."""
     GetStatus: _grpc.UnaryUnaryMultiCallable[_router_pb2.GetStatusRequest, _router_pb2.GetStatusResponse]
     """The cluster: processes, shards, collections, limits."""
     AcceptLoss: _grpc.UnaryUnaryMultiCallable[_router_pb2.AcceptLossRequest, _router_pb2.AcceptLossResponse]
@@ -258,6 +271,19 @@ class AdminServiceAsyncStub(AdminServiceStub):
     what was written since is not in it. NOT_FOUND (COLLECTION_NOT_FOUND),
     FAILED_PRECONDITION (BUILD_UNDER_WAY, NO_PREVIOUS_GENERATION).
     """
+    Scale: _aio.UnaryUnaryMultiCallable[_router_pb2.ScaleRequest, _router_pb2.ScaleResponse]  # type: ignore[assignment]
+    """Says how many processes of each kind there are to be, and answers at once;
+    `GetStatus` says what is left to do. Servers that are to go hand their shards
+    over first. A later call takes over from one that is under way.
+    INVALID_ARGUMENT (INVALID_REQUEST).
+    """
+    MoveShard: _aio.UnaryUnaryMultiCallable[_router_pb2.MoveShardRequest, _router_pb2.MoveShardResponse]  # type: ignore[assignment]
+    """Begins to move one shard to another server, and answers at once; `GetStatus`
+    says when it is there. NOT_FOUND (COLLECTION_NOT_FOUND), INVALID_ARGUMENT
+    (INVALID_REQUEST).
+    """
+    Rebalance: _aio.UnaryUnaryMultiCallable[_router_pb2.RebalanceRequest, _router_pb2.RebalanceResponse]  # type: ignore[assignment]
+    """Begins the fewest moves that level the servers by bytes, and answers at once."""
     GetStatus: _aio.UnaryUnaryMultiCallable[_router_pb2.GetStatusRequest, _router_pb2.GetStatusResponse]  # type: ignore[assignment]
     """The cluster: processes, shards, collections, limits."""
     AcceptLoss: _aio.UnaryUnaryMultiCallable[_router_pb2.AcceptLossRequest, _router_pb2.AcceptLossResponse]  # type: ignore[assignment]
@@ -328,6 +354,37 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         what was written since is not in it. NOT_FOUND (COLLECTION_NOT_FOUND),
         FAILED_PRECONDITION (BUILD_UNDER_WAY, NO_PREVIOUS_GENERATION).
         """
+
+    @_abc_1.abstractmethod
+    def Scale(
+        self,
+        request: _router_pb2.ScaleRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_router_pb2.ScaleResponse, _abc.Awaitable[_router_pb2.ScaleResponse]]:
+        """Says how many processes of each kind there are to be, and answers at once;
+        `GetStatus` says what is left to do. Servers that are to go hand their shards
+        over first. A later call takes over from one that is under way.
+        INVALID_ARGUMENT (INVALID_REQUEST).
+        """
+
+    @_abc_1.abstractmethod
+    def MoveShard(
+        self,
+        request: _router_pb2.MoveShardRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_router_pb2.MoveShardResponse, _abc.Awaitable[_router_pb2.MoveShardResponse]]:
+        """Begins to move one shard to another server, and answers at once; `GetStatus`
+        says when it is there. NOT_FOUND (COLLECTION_NOT_FOUND), INVALID_ARGUMENT
+        (INVALID_REQUEST).
+        """
+
+    @_abc_1.abstractmethod
+    def Rebalance(
+        self,
+        request: _router_pb2.RebalanceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_router_pb2.RebalanceResponse, _abc.Awaitable[_router_pb2.RebalanceResponse]]:
+        """Begins the fewest moves that level the servers by bytes, and answers at once."""
 
     @_abc_1.abstractmethod
     def GetStatus(

@@ -86,6 +86,8 @@ class _ShardStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ShardState
     """Answering and taking writes."""
     SHARD_STATE_CORRUPT: _ShardState.ValueType  # 3
     """Acknowledged data is damaged; refuses until the named loss is accepted."""
+    SHARD_STATE_PREPARED: _ShardState.ValueType  # 4
+    """Read, but not taken over: another server holds it."""
 
 class ShardState(_ShardState, metaclass=_ShardStateEnumTypeWrapper):
     """Whether a shard answers."""
@@ -98,6 +100,8 @@ SHARD_STATE_SERVING: ShardState.ValueType  # 2
 """Answering and taking writes."""
 SHARD_STATE_CORRUPT: ShardState.ValueType  # 3
 """Acknowledged data is damaged; refuses until the named loss is accepted."""
+SHARD_STATE_PREPARED: ShardState.ValueType  # 4
+"""Read, but not taken over: another server holds it."""
 Global___ShardState: _TypeAlias = ShardState  # noqa: Y015
 
 @_typing.final
@@ -199,6 +203,64 @@ class OpenShardResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___OpenShardResponse: _TypeAlias = OpenShardResponse  # noqa: Y015
+
+@_typing.final
+class PrepareShardRequest(_message.Message):
+    """A shard that is about to be opened here."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    SHARD_COUNT_FIELD_NUMBER: _builtins.int
+    SETTINGS_FIELD_NUMBER: _builtins.int
+    shard_count: _builtins.int
+    """Shards of the generation."""
+    @_builtins.property
+    def key(self) -> Global___ShardKey:
+        """The shard."""
+
+    @_builtins.property
+    def settings(self) -> _common_pb2.CollectionSettings:
+        """The collection's settings."""
+
+    def __init__(
+        self,
+        *,
+        key: Global___ShardKey | None = ...,
+        shard_count: _builtins.int = ...,
+        settings: _common_pb2.CollectionSettings | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "settings", b"settings"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "settings", b"settings", "shard_count", b"shard_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PrepareShardRequest: _TypeAlias = PrepareShardRequest  # noqa: Y015
+
+@_typing.final
+class PrepareShardResponse(_message.Message):
+    """What was read is in memory."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATUS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def status(self) -> Global___ShardStatus:
+        """As it is now."""
+
+    def __init__(
+        self,
+        *,
+        status: Global___ShardStatus | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["status", b"status"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PrepareShardResponse: _TypeAlias = PrepareShardResponse  # noqa: Y015
 
 @_typing.final
 class CloseShardRequest(_message.Message):

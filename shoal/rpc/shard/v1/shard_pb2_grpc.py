@@ -46,6 +46,11 @@ class ShardServiceStub:
                 request_serializer=shoal_dot_rpc_dot_shard_dot_v1_dot_shard__pb2.OpenShardRequest.SerializeToString,
                 response_deserializer=shoal_dot_rpc_dot_shard_dot_v1_dot_shard__pb2.OpenShardResponse.FromString,
                 _registered_method=True)
+        self.PrepareShard = channel.unary_unary(
+                '/shoal.rpc.shard.v1.ShardService/PrepareShard',
+                request_serializer=shoal_dot_rpc_dot_shard_dot_v1_dot_shard__pb2.PrepareShardRequest.SerializeToString,
+                response_deserializer=shoal_dot_rpc_dot_shard_dot_v1_dot_shard__pb2.PrepareShardResponse.FromString,
+                _registered_method=True)
         self.CloseShard = channel.unary_unary(
                 '/shoal.rpc.shard.v1.ShardService/CloseShard',
                 request_serializer=shoal_dot_rpc_dot_shard_dot_v1_dot_shard__pb2.CloseShardRequest.SerializeToString,
@@ -127,6 +132,15 @@ class ShardServiceServicer:
         """Opens a shard: recovers it from its manifest and log, and serves it. A
         shard already open under the same epoch is a no-op.
         DATA_LOSS (CORRUPT_LOG) names the loss in its metadata key "loss".
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PrepareShard(self, request, context):
+        """Reads a shard's segments and log without taking it over, so that opening it
+        under a higher epoch takes little time: its writer works on meanwhile. Asked
+        again, it reads what is new. `CloseShard` lets go of what was read.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -236,6 +250,11 @@ def add_ShardServiceServicer_to_server(servicer, server):
                     request_deserializer=shoal_dot_rpc_dot_shard_dot_v1_dot_shard__pb2.OpenShardRequest.FromString,
                     response_serializer=shoal_dot_rpc_dot_shard_dot_v1_dot_shard__pb2.OpenShardResponse.SerializeToString,
             ),
+            'PrepareShard': grpc.unary_unary_rpc_method_handler(
+                    servicer.PrepareShard,
+                    request_deserializer=shoal_dot_rpc_dot_shard_dot_v1_dot_shard__pb2.PrepareShardRequest.FromString,
+                    response_serializer=shoal_dot_rpc_dot_shard_dot_v1_dot_shard__pb2.PrepareShardResponse.SerializeToString,
+            ),
             'CloseShard': grpc.unary_unary_rpc_method_handler(
                     servicer.CloseShard,
                     request_deserializer=shoal_dot_rpc_dot_shard_dot_v1_dot_shard__pb2.CloseShardRequest.FromString,
@@ -336,6 +355,33 @@ class ShardService:
             '/shoal.rpc.shard.v1.ShardService/OpenShard',
             shoal_dot_rpc_dot_shard_dot_v1_dot_shard__pb2.OpenShardRequest.SerializeToString,
             shoal_dot_rpc_dot_shard_dot_v1_dot_shard__pb2.OpenShardResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PrepareShard(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.rpc.shard.v1.ShardService/PrepareShard',
+            shoal_dot_rpc_dot_shard_dot_v1_dot_shard__pb2.PrepareShardRequest.SerializeToString,
+            shoal_dot_rpc_dot_shard_dot_v1_dot_shard__pb2.PrepareShardResponse.FromString,
             options,
             channel_credentials,
             insecure,

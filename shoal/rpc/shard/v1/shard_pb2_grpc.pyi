@@ -45,6 +45,11 @@ class ShardServiceStub:
     shard already open under the same epoch is a no-op.
     DATA_LOSS (CORRUPT_LOG) names the loss in its metadata key "loss".
     """
+    PrepareShard: _grpc.UnaryUnaryMultiCallable[_shard_pb2.PrepareShardRequest, _shard_pb2.PrepareShardResponse]
+    """Reads a shard's segments and log without taking it over, so that opening it
+    under a higher epoch takes little time: its writer works on meanwhile. Asked
+    again, it reads what is new. `CloseShard` lets go of what was read.
+    """
     CloseShard: _grpc.UnaryUnaryMultiCallable[_shard_pb2.CloseShardRequest, _shard_pb2.CloseShardResponse]
     """Stops serving a shard; with drop set, deletes its data too. A shard that
     the server does not hold is closed already: no error, and drop still
@@ -97,6 +102,11 @@ class ShardServiceAsyncStub(ShardServiceStub):
     """Opens a shard: recovers it from its manifest and log, and serves it. A
     shard already open under the same epoch is a no-op.
     DATA_LOSS (CORRUPT_LOG) names the loss in its metadata key "loss".
+    """
+    PrepareShard: _aio.UnaryUnaryMultiCallable[_shard_pb2.PrepareShardRequest, _shard_pb2.PrepareShardResponse]  # type: ignore[assignment]
+    """Reads a shard's segments and log without taking it over, so that opening it
+    under a higher epoch takes little time: its writer works on meanwhile. Asked
+    again, it reads what is new. `CloseShard` lets go of what was read.
     """
     CloseShard: _aio.UnaryUnaryMultiCallable[_shard_pb2.CloseShardRequest, _shard_pb2.CloseShardResponse]  # type: ignore[assignment]
     """Stops serving a shard; with drop set, deletes its data too. A shard that
@@ -153,6 +163,17 @@ class ShardServiceServicer(metaclass=_abc_1.ABCMeta):
         """Opens a shard: recovers it from its manifest and log, and serves it. A
         shard already open under the same epoch is a no-op.
         DATA_LOSS (CORRUPT_LOG) names the loss in its metadata key "loss".
+        """
+
+    @_abc_1.abstractmethod
+    def PrepareShard(
+        self,
+        request: _shard_pb2.PrepareShardRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_shard_pb2.PrepareShardResponse, _abc.Awaitable[_shard_pb2.PrepareShardResponse]]:
+        """Reads a shard's segments and log without taking it over, so that opening it
+        under a higher epoch takes little time: its writer works on meanwhile. Asked
+        again, it reads what is new. `CloseShard` lets go of what was read.
         """
 
     @_abc_1.abstractmethod
