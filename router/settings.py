@@ -16,6 +16,9 @@ class RouterSettings:
         data: folder of the cluster's storage (catalog).
         name: this router's name in the topology.
         metrics_port: Prometheus; 0 takes a free one, -1 serves none.
+        advertise: host, or host:port, at which clients reach this router; empty for the
+            address that it listens on, a host alone for the port that it listens on.
+        drain_ms: how long a router that ends still answers, at most.
         cache_entries: encoded questions held; 0 holds none.
         open_queries: questions under way, so that memory stays bounded; how many are admitted
             follows what shards and encoders answer in time.
@@ -55,6 +58,8 @@ class RouterSettings:
     data: str = ""
     name: str = "router-0"
     metrics_port: int = -1
+    advertise: str = ""
+    drain_ms: int = 1_500
     cache_entries: int = 10_000
     open_queries: int = 8_192
     open_calls: int = 256
@@ -84,6 +89,19 @@ class RouterSettings:
     encode_timeout_ms: int = 300_000
     admin_timeout_ms: int = 120_000
     watch_retry_ms: int = 200
+
+    def advertised(self, listens: str) -> str:
+        """host:port that clients are told; empty where none can be known.
+
+        Args:
+            listens: host:port that the router listens on.
+        """
+        host, _, port = listens.rpartition(":")
+        if self.advertise:
+            has_port = ":" in self.advertise.rpartition("]")[2]
+            return self.advertise if has_port else f"{self.advertise}:{port}"
+        # "Every address of this machine" is none that another machine could call.
+        return "" if host in {"0.0.0.0", "[::]"} else listens  # noqa: S104
 
     def search_options(self) -> FanOutOptions:
         """Bounds of the rounds to shards."""
