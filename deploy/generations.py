@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from deploy.calls import WRITERS, short
+from deploy.clock import now_ns
 from deploy.copying import Copier
 from deploy.core.build import LEAST_TOKENS, GenerationPhase, training_due
 from deploy.core.state import Role
@@ -54,7 +54,7 @@ class _Quiet:
     """Since when a collection was not written to."""
 
     positions: tuple[int, ...] = ()
-    since_s: float = field(default_factory=time.monotonic)
+    since_ns: int = field(default_factory=now_ns)
 
 
 class Generations:
@@ -209,7 +209,7 @@ class Generations:
         known = self._quiet.setdefault(collection.identity, _Quiet())
         if known.positions != positions:
             self._quiet[collection.identity] = known = _Quiet(positions)
-        quiet = time.monotonic() - known.since_s >= self._loop.settings.train_quiet_s
+        quiet = now_ns() - known.since_ns >= self._loop.settings.train_quiet_s * 1e9
         tokens, train_at = self._tokens(record), settings.late.train_at
         if not training_due(tokens, train_at, quiet=quiet):
             return False

@@ -5,12 +5,12 @@ It carries out what `deploy.core.planner` decides, and publishes the topology.
 
 import asyncio
 import logging
-import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import replace
 from typing import Any
 
 from deploy.calls import Calls, short
+from deploy.clock import now_ns
 from deploy.core.build import GenerationPhase
 from deploy.core.planner import (
     Action,
@@ -108,7 +108,7 @@ class Reconciler:
         """
         while True:
             self._wake.clear()
-            for action in plan(self.desired(), self.observed(), time.monotonic_ns()):
+            for action in plan(self.desired(), self.observed(), now_ns()):
                 self._begin(action)
             await self._publish()
             async with self._changed:
@@ -308,7 +308,7 @@ class Reconciler:
 
     def _retry_at(self, key: object) -> int:
         self._failures[key] = self._failures.get(key, 0) + 1
-        return time.monotonic_ns() + retry_delay_ns(self._failures[key])
+        return now_ns() + retry_delay_ns(self._failures[key])
 
     # --- what is seen ----------------------------------------------------------
 
@@ -350,12 +350,12 @@ class Reconciler:
     # --- publishing --------------------------------------------------------------
 
     async def _publish(self) -> None:
-        now_ns = time.monotonic_ns()
-        counts_due = now_ns - self._counts_ns >= self.settings.counts_interval_s * 1e9
+        at_ns = now_ns()
+        counts_due = at_ns - self._counts_ns >= self.settings.counts_interval_s * 1e9
         topology = next_topology(self.desired(), self.observed(), self.published, counts_due)
         if topology is None:
             return
         await self.store.publish(topology_to_message(topology, self.store.collections))
         self.published = topology
-        self._counts_ns = now_ns
+        self._counts_ns = at_ns
         logger.info("event=published topology_version=%d", topology.version)
