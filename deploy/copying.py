@@ -28,7 +28,8 @@ ENCODED = 32
 """Documents that an encoder gets at a time: two such messages keep it busy."""
 _AT_ONCE = 4
 _ENCODE_TIMEOUT_S = 600.0
-Rows = NDArray[np.float16] | NDArray[np.uint8] | Float32Matrix
+Sent = NDArray[np.float16] | NDArray[np.uint8] | Float32Matrix
+"""Vectors of passages or tokens as a Write message carries them."""
 
 
 class Copier:
@@ -133,7 +134,7 @@ class Copier:
     async def _write(
         self,
         versions: Sequence[shard_pb2.DocumentVersion],
-        rows: Sequence[Rows],
+        rows: Sequence[Sent],
         codec: str = "",
     ) -> None:
         owners: dict[int, list[int]] = {}

@@ -133,29 +133,26 @@ class Generations:
         name = record.settings.name
         following = self.building(name)
         task = self._tasks.get(name)
-        if task is not None and not task.done():
-            return
-        if task is not None and not task.cancelled():
-            task.result()  # raises Superseded, which ends this controller
-        if following is not None:
+        if task is not None and task.done():
+            del self._tasks[name]
+            if not task.cancelled():
+                task.result()  # raises Superseded, which ends this controller
+        if following is not None and name not in self._tasks:
             self.given_up.pop(name, None)
             build = self._build(name, following.collection.name)
             self._tasks[name] = asyncio.create_task(build)
-            return
-        async with self.turns[name]:
-            await self._settle(name)
+        if not self.turns[name].locked():  # else a flip is under way, and sees to it
+            async with self.turns[name]:
+                await self._settle(name)
 
     async def _settle(self, name: str) -> None:
-        """Between two builds: writers as they should be, and training where it is due."""
+        """Outside of flips: writers as they should be, and training where it is due."""
         record = self._loop.store.collections.get(name)
         if record is None:
             return
-        try:
-            for each in (record, *self.others(name)):
-                await self._admit(each)
-        except ShoalError as error:
-            logger.info("event=admit_failed collection=%s why=%s", name, short(error))
-        if await self._trains(record):
+        for each in (record, *self.others(name)):
+            await self._admit(each)
+        if self.building(name) is None and await self._trains(record):
             await self.begin(record, record.settings, len(record.collection.shards))
 
     async def begin(
@@ -236,9 +233,11 @@ class Generations:
         wanted = WRITERS[record.collection.phase]
         for number, ref in enumerate(record.collection.refs()):
             status = self._loop.statuses.get(ref)
-            if status is not None and status.writers != wanted:
-                request = shard_pb2.SetWritersRequest(writers=wanted)
-                await shards.call(number, "SetWriters", request, _ADMIT_TIMEOUT_S)
+            if (
+                status is not None
+                and status.writers != wanted
+                and await _set_writers_of(shards, number, wanted)
+            ):
                 status.writers = wanted
 
     # --- building ---------------------------------------------------------
@@ -324,8 +323,8 @@ class Generations:
                 await self._serve(source.name, target.name, stopped.positions)
             except BaseException:
                 if target.name in self._loop.store.collections:
-                    await _set_writers(source, shard_pb2.WRITERS_UNSPECIFIED)
-                    await _set_writers(target, shard_pb2.WRITERS_BUILDER)
+                    await _reopen(source, shard_pb2.WRITERS_UNSPECIFIED)
+                    await _reopen(target, shard_pb2.WRITERS_BUILDER)
                 raise
             await self._admit_now(source.name)
 
@@ -346,7 +345,7 @@ class Generations:
                 await self._serve(name, target.name, None)
             except BaseException:
                 if target.name in self._loop.store.collections:
-                    await _set_writers(source, shard_pb2.WRITERS_UNSPECIFIED)
+                    await _reopen(source, shard_pb2.WRITERS_UNSPECIFIED)
                 raise
             await self._admit_now(name)
         return self._loop.store.collections[name]
@@ -362,11 +361,7 @@ class Generations:
 
     async def _admit_now(self, name: str) -> None:
         """The generation that serves takes users' writes; else `_look` sees to it soon."""
-        shards = GenerationShards(self._loop, name)
-        try:
-            await _set_writers(shards, shard_pb2.WRITERS_UNSPECIFIED)
-        except ShoalError as error:
-            logger.info("event=admit_failed collection=%s why=%s", name, short(error))
+        await _reopen(GenerationShards(self._loop, name), shard_pb2.WRITERS_UNSPECIFIED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -383,6 +378,27 @@ async def _set_writers(shards: GenerationShards, writers: shard_pb2.Writers.Valu
         for number in range(shards.count)
     ]
     return _Stopped([r.position for r in replies], [r.writer_epoch for r in replies])
+
+
+async def _reopen(shards: GenerationShards, writers: shard_pb2.Writers.ValueType) -> None:
+    """Sets the writers of every shard that answers; one that does not is seen to later."""
+    for number in range(shards.count):
+        await _set_writers_of(shards, number, writers)
+
+
+async def _set_writers_of(
+    shards: GenerationShards, number: int, writers: shard_pb2.Writers.ValueType
+) -> bool:
+    """Sets the writers of one shard; False if it does not answer."""
+    request = shard_pb2.SetWritersRequest(writers=writers)
+    try:
+        await shards.call(number, "SetWriters", request, _ADMIT_TIMEOUT_S)
+    except ShoalError as error:
+        logger.info(
+            "event=admit_failed generation=%s shard=%d why=%s", shards.name, number, short(error)
+        )
+        return False
+    return True
 
 
 def _check_unopened(shards: GenerationShards, stopped: _Stopped | None) -> None:

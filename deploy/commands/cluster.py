@@ -267,11 +267,13 @@ def _show_late(collection: CollectionInfo) -> None:
 
 
 def _show_shards(collection: CollectionInfo) -> None:
-    numbers = ("shard", "documents", "passages", "tail", "bytes", "recall")
+    from rich.filesize import decimal  # noqa: PLC0415 - `shoal --help` does without it
+
+    numbers = ("#", "documents", "passages", "tail", "bytes", "recall")
     rows = table(
-        *("shard", "server", "state", "documents", "passages", "tail", "bytes", "recall"),
-        *("index", "detail"),
+        *("#", "server", "state", "documents", "passages", "tail", "bytes", "recall", "index"),
         right=numbers,
+        whole=("server", "state", "index"),
     )
     for shard in collection.shards:
         rows.add_row(
@@ -281,9 +283,11 @@ def _show_shards(collection: CollectionInfo) -> None:
             f"{shard.documents:,}",
             f"{shard.passages:,}",
             f"{shard.tail_passages:,}",
-            f"{shard.index_bytes:,}",
-            f"{shard.recall:.4f}",
-            " ".join(sorted(set(shard.indexes))) or "exact tail",
-            printable(shard.loss or shard.detail),
+            decimal(shard.index_bytes),
+            f"{shard.recall:.3f}",
+            " ".join(sorted(set(shard.indexes))) or "exact",
         )
     show(rows)
+    for shard in collection.shards:
+        if detail := shard.loss or shard.detail:
+            typer.echo(f"shard {shard.shard}: {printable(detail)}")

@@ -79,16 +79,20 @@ def show(renderable: RenderableType) -> None:
     console().print(renderable)
 
 
-def table(*columns: str, right: tuple[str, ...] = ()) -> Table:
-    """An empty table with these columns, those in `right` right-justified."""
+def table(*columns: str, right: tuple[str, ...] = (), whole: tuple[str, ...] = ()) -> Table:
+    """An empty table with these columns, those in `right` right-justified; neither they nor
+    those in `whole` are broken over lines.
+    """
     from rich import box  # noqa: PLC0415 - `shoal --help` does without it
     from rich.table import Table  # noqa: PLC0415
 
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for column in columns:
-        number = column in right
         made.add_column(
-            column, justify="right" if number else "left", no_wrap=number, overflow="fold"
+            column,
+            justify="right" if column in right else "left",
+            no_wrap=column in right or column in whole,
+            overflow="fold",
         )
     return made
 

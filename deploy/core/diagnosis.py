@@ -108,30 +108,38 @@ def machine_findings(machine: Machine) -> list[Finding]:
         _packages(machine.packages),
         _torch(machine.torch),
         _ray(*machine.ray),
-        Finding("kernels", Verdict.OK, machine.kernels)
+        _ok("kernels", machine.kernels)
         if machine.kernels
-        else Finding(
+        else _warn(
             "kernels",
-            Verdict.WARN,
             "NumPy alone: about half as many answers a second",
             "install g++, then install Shoal again",
         ),
         _size(
-            "memory", machine.memory_bytes, (LEAST_MEMORY, GOOD_MEMORY), "available",
+            "memory",
+            machine.memory_bytes,
+            (LEAST_MEMORY, GOOD_MEMORY),
+            "available",
             "end other processes, or give Shoal a larger machine",
         ),
         _size(
-            "shared memory", machine.shared_bytes, (0, LEAST_SHARED), "free in /dev/shm",
+            "shared memory",
+            machine.shared_bytes,
+            (0, LEAST_SHARED),
+            "free in /dev/shm",
             "give the container more (--shm-size 1g), or start with --no-ray",
         ),
         _size(
-            "disk", machine.disk_bytes, (LEAST_DISK, GOOD_DISK), "free for the data",
+            "disk",
+            machine.disk_bytes,
+            (LEAST_DISK, GOOD_DISK),
+            "free for the data",
             "free space, or choose another --data: a full disk refuses writes",
         ),
         _fsync(machine.fsync_s),
         _handles(machine.handles),
         _clock(machine.clock_synchronised, machine.clock_skew_s),
-    ]  # fmt: skip
+    ]
 
 
 def cluster_findings(
@@ -145,18 +153,17 @@ def cluster_findings(
         encoders: what each of its encoders answered.
     """
     return [
-        Finding("router", Verdict.OK, f"answers, with topology {status.topology_version}"),
+        _ok("router", f"answers, with topology {status.topology_version}"),
         _at_least(
             "controller",
             status.controller_reachable,
             "answers" if status.controller_reachable else "does not answer",
             "read process-logs/controller.log in the data folder; searches go on without it",
         ),
-        Finding("version", Verdict.OK, version)
+        _ok("version", version)
         if status.version == version
-        else Finding(
+        else _warn(
             "version",
-            Verdict.WARN,
             f"the cluster runs {status.version}, this is {version}",
             "install the same version on both sides",
         ),
@@ -175,12 +182,13 @@ def model_finding(missing: Mapping[str, str]) -> Finding:
         missing: by reference, why its files are not there.
     """
     if not missing:
-        return Finding("models", Verdict.OK, "the files of every encoder are here")
+        return _ok("models", "the files of every encoder are here")
     seen = "; ".join(f"{reference}: {why}" for reference, why in sorted(missing.items()))
-    return Finding(
-        "models", Verdict.WARN, seen,
+    return _warn(
+        "models",
+        seen,
         "fetch them before an encoder has to start here without the hub",
-    )  # fmt: skip
+    )
 
 
 def worst(findings: Sequence[Finding]) -> Verdict:
@@ -189,15 +197,27 @@ def worst(findings: Sequence[Finding]) -> Verdict:
     return max((each.verdict for each in findings), key=order.index, default=Verdict.OK)
 
 
+def _ok(check: str, seen: str) -> Finding:
+    return Finding(check, Verdict.OK, seen)
+
+
+def _warn(check: str, seen: str, fix: str) -> Finding:
+    return Finding(check, Verdict.WARN, seen, fix)
+
+
+def _fail(check: str, seen: str, fix: str) -> Finding:
+    return Finding(check, Verdict.FAIL, seen, fix)
+
+
 def _at_least(check: str, good: bool, seen: str, fix: str) -> Finding:
-    return Finding(check, Verdict.OK, seen) if good else Finding(check, Verdict.FAIL, seen, fix)
+    return _ok(check, seen) if good else _fail(check, seen, fix)
 
 
 def _size(check: str, given: int, wanted: tuple[int, int], what: str, fix: str) -> Finding:
     least, good = wanted
     seen = f"{given / GIB:.1f} GiB {what}"
     if given >= good:
-        return Finding(check, Verdict.OK, seen)
+        return _ok(check, seen)
     return Finding(check, Verdict.FAIL if given < least else Verdict.WARN, seen, fix)
 
 
@@ -209,32 +229,29 @@ def _packages(packages: Mapping[str, tuple[str, str, bool]]) -> Finding:
         if version and not fits
     )
     if missing:
-        return Finding(
+        return _fail(
             "packages",
-            Verdict.FAIL,
             f"missing: {', '.join(missing)}",
             'pip install "shoal[server,eval]", after the torch that fits the machine',
         )
     if wrong:
-        return Finding("packages", Verdict.WARN, "; ".join(wrong), "install what is supported")
-    return Finding("packages", Verdict.OK, f"{len(packages)} of the supported versions")
+        return _warn("packages", "; ".join(wrong), "install what is supported")
+    return _ok("packages", f"{len(packages)} of the supported versions")
 
 
 def _fsync(seconds: float | None) -> Finding:
     if seconds is None:
-        return Finding(
-            "fsync", Verdict.FAIL, "the data folder cannot be written to", "choose another --data"
-        )
+        return _fail("fsync", "the data folder cannot be written to", "choose another --data")
     seen = f"{seconds * 1e3:.2f} ms"
     if seconds <= SLOW_FSYNC_S:
-        return Finding("fsync", Verdict.OK, seen)
-    return Finding("fsync", Verdict.WARN, seen, "put the data on a disk with a faster sync")
+        return _ok("fsync", seen)
+    return _warn("fsync", seen, "put the data on a disk with a faster sync")
 
 
 def _handles(handles: int) -> Finding:
     seen = f"{handles:,} open files"
     if handles >= GOOD_HANDLES:
-        return Finding("file handles", Verdict.OK, seen)
+        return _ok("file handles", seen)
     verdict = Verdict.FAIL if handles < LEAST_HANDLES else Verdict.WARN
     return Finding("file handles", verdict, seen, f"ulimit -n {GOOD_HANDLES}")
 
@@ -247,62 +264,70 @@ def _torch(devices: str) -> Finding:
 
 def _ray(imported: str, installed: str) -> Finding:
     if not imported:
-        return Finding(
-            "ray", Verdict.WARN, "cannot be imported",
+        return _warn(
+            "ray",
+            "cannot be imported",
             'pip install "shoal[server]", or start with --no-ray',
-        )  # fmt: skip
+        )
     if imported != installed:
-        return Finding(
-            "ray", Verdict.FAIL, f"{imported} is imported, {installed} is installed",
+        return _fail(
+            "ray",
+            f"{imported} is imported, {installed} is installed",
             "remove the other copy from PYTHONPATH: every process must have the same Ray",
-        )  # fmt: skip
-    return Finding("ray", Verdict.OK, imported)
+        )
+    return _ok("ray", imported)
 
 
 def _clock(synchronised: bool | None, skew_s: float | None) -> Finding:
     if skew_s is not None and abs(skew_s) > LARGE_SKEW_S:
-        return Finding(
-            "clock", Verdict.WARN, f"{skew_s:+.1f} s from the clock of the data folder",
+        return _warn(
+            "clock",
+            f"{skew_s:+.1f} s from the clock of the data folder",
             "run NTP on both machines: logs and metrics cannot be compared otherwise",
-        )  # fmt: skip
+        )
     if synchronised is False:
-        return Finding(
-            "clock", Verdict.WARN, "nothing synchronises it",
+        return _warn(
+            "clock",
+            "nothing synchronises it",
             "run chronyd or systemd-timesyncd: logs of several machines are read side by side",
-        )  # fmt: skip
-    return Finding("clock", Verdict.OK, "synchronised" if synchronised else "as the data folder's")
+        )
+    return _ok("clock", "synchronised" if synchronised else "as the data folder's")
 
 
 def _processes(processes: Sequence[ProcessInfo]) -> Finding:
     down = [f"{each.name} is {each.state}" for each in processes if each.state != "serving"]
     if down:
-        return Finding(
-            "processes", Verdict.FAIL, "; ".join(down),
+        return _fail(
+            "processes",
+            "; ".join(down),
             "wait for them; if they do not come, read their logs in the data folder",
-        )  # fmt: skip
+        )
     again = [f"{each.name} {each.restarts} times" for each in processes if each.restarts]
     if again:
-        return Finding(
-            "processes", Verdict.WARN, f"all serve; started again: {', '.join(again)}",
+        return _warn(
+            "processes",
+            f"all serve; started again: {', '.join(again)}",
             "their logs in the data folder say why",
-        )  # fmt: skip
-    return Finding("processes", Verdict.OK, f"{len(processes)} serve")
+        )
+    return _ok("processes", f"{len(processes)} serve")
 
 
 def _encoders(collections: Sequence[CollectionInfo], encoders: Sequence[EncoderFacts]) -> Finding:
     silent = [each.process for each in encoders if each.models is None]
     if silent:
-        return Finding(
-            "encoders", Verdict.FAIL, f"no answer from {', '.join(silent)}",
+        return _fail(
+            "encoders",
+            f"no answer from {', '.join(silent)}",
             "read their logs in the data folder; run the doctor where their addresses are reached",
-        )  # fmt: skip
+        )
     needed = sorted(each.name for each in collections if each.encoder != "none")
     if needed and not encoders:
-        return Finding(
-            "encoders", Verdict.WARN, f"none runs; {', '.join(needed)} can be asked by vector only",
+        return _warn(
+            "encoders",
+            f"none runs; {', '.join(needed)} can be asked by vector only",
             "start the cluster with --encoders 1",
-        )  # fmt: skip
-    return Finding("encoders", Verdict.OK, f"{len(encoders)} answer")
+        )
+    return _ok("encoders", f"{len(encoders)} answer")
 
 
 def _fingerprints(
@@ -319,12 +344,13 @@ def _fingerprints(
         if each.fingerprint and reference == each.encoder and fingerprint != each.fingerprint
     ]
     if wrong:
-        return Finding(
-            "fingerprints", Verdict.FAIL, "; ".join(wrong),
+        return _fail(
+            "fingerprints",
+            "; ".join(wrong),
             "give that encoder the model's first files again, or rebuild with the new ones: "
             "shoal rebuild NAME --encoder REFERENCE",
-        )  # fmt: skip
-    return Finding("fingerprints", Verdict.OK, "encoders and collections agree")
+        )
+    return _ok("fingerprints", "encoders and collections agree")
 
 
 def _coverage(collections: Sequence[CollectionInfo]) -> Finding:
@@ -338,11 +364,12 @@ def _coverage(collections: Sequence[CollectionInfo]) -> Finding:
     ]
     short = [f"{name} {covered / total:.1%}" for name, covered, total in parts if covered < total]
     if short:
-        return Finding(
-            "coverage", Verdict.FAIL, ", ".join(short),
+        return _fail(
+            "coverage",
+            ", ".join(short),
             "mend the shards below; until then ask with --min-coverage",
-        )  # fmt: skip
-    return Finding("coverage", Verdict.OK, f"every document of {len(parts)} collections")
+        )
+    return _ok("coverage", f"every document of {len(parts)} collections")
 
 
 def _collection(collection: CollectionInfo) -> list[Finding]:
@@ -355,9 +382,9 @@ def _collection(collection: CollectionInfo) -> list[Finding]:
     if away:
         lost = any(shard.loss for shard in collection.shards)
         fix = "see `shoal accept-loss --help`" if lost else "see `shoal status` for the reason"
-        return [Finding(name, Verdict.FAIL, "; ".join(away), fix)]
+        return [_fail(name, "; ".join(away), fix)]
     wrong = [*_drift(name, collection), *_builds(name, collection)]
-    return wrong or [Finding(name, Verdict.OK, f"{len(collection.shards)} shards serve")]
+    return wrong or [_ok(name, f"{len(collection.shards)} shards serve")]
 
 
 def _drift(name: str, collection: CollectionInfo) -> list[Finding]:
@@ -366,21 +393,22 @@ def _drift(name: str, collection: CollectionInfo) -> list[Finding]:
     if not collection.codec or not new or far / new <= DRIFTED:
         return []
     seen = f"{far / new:.0%} of {new:,} new tokens are far from their centroids"
-    return [Finding(name, Verdict.WARN, seen, f"shoal rebuild {collection.name}")]
+    return [_warn(name, seen, f"shoal rebuild {collection.name}")]
 
 
 def _builds(name: str, collection: CollectionInfo) -> list[Finding]:
     return [
-        Finding(
-            name, Verdict.WARN, f"generation {each.generation} was given up: {each.detail}",
+        _warn(
+            name,
+            f"generation {each.generation} was given up: {each.detail}",
             "mend the reason, then rebuild again",
         )
         if each.phase == "given up"
-        else Finding(
-            name, Verdict.WARN,
+        else _warn(
+            name,
             f"generation {each.generation} is overdue ({each.phase}): {each.detail}",
             "mend the reason; it goes on by itself",
         )
         for each in collection.generations
         if each.phase == "given up" or (each.phase != "previous" and each.detail)
-    ]  # fmt: skip
+    ]

@@ -14,7 +14,6 @@ from hypothesis.stateful import (
     invariant,
     precondition,
     rule,
-    run_state_machine_as_test,
 )
 
 from shard_service.codecs import write_codec
@@ -137,14 +136,10 @@ class Operations(RuleBasedStateMachine):
                 fresh.shard.close()
 
 
-@pytest.mark.slow
-def test_random_operations() -> None:
-    run_state_machine_as_test(
-        Operations,
-        settings=settings(
-            max_examples=25,
-            stateful_step_count=12,
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
+TestRandomOperations = pytest.mark.slow(Operations.TestCase)
+TestRandomOperations.settings = settings(
+    max_examples=25,
+    stateful_step_count=12,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)

@@ -13,7 +13,6 @@ from hypothesis.stateful import (
     invariant,
     precondition,
     rule,
-    run_state_machine_as_test,
 )
 
 from shard_service.settings import ShardSettings
@@ -130,14 +129,10 @@ class Operations(RuleBasedStateMachine):
         assert {key: one.sequence for key, one in found.items()} == self.sequences
 
 
-@pytest.mark.slow
-def test_random_operations() -> None:
-    run_state_machine_as_test(
-        Operations,
-        settings=settings(
-            max_examples=40,
-            stateful_step_count=14,
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
+TestRandomOperations = pytest.mark.slow(Operations.TestCase)
+TestRandomOperations.settings = settings(
+    max_examples=40,
+    stateful_step_count=14,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
