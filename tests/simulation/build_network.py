@@ -188,8 +188,7 @@ class SimCatalog:
     def put(self, key: str, value: bytes, expected_version: int) -> int | None:
         world = self._world
         self._check()
-        if world.hits(f"disk full at {key}", world.rules.disk_full):
-            raise DiskFull("no room")
+        self._check_room(key)
         version, before = self.values.get(key, (0, None))
         if version != expected_version:
             return None
@@ -202,14 +201,20 @@ class SimCatalog:
 
     def delete(self, key: str) -> None:
         self._check()
-        if self.values.pop(key, None) is None:
+        if key not in self.values:
             return
+        self._check_room(key)  # a deletion is a version too
+        del self.values[key]
         self._newest[key] += 1
         if self._world.effect(f"delete {key}"):
             raise Killed
 
     def keys(self, prefix: str) -> list[str]:
         return sorted(key for key in self.values if key.startswith(prefix))
+
+    def _check_room(self, key: str) -> None:
+        if self._world.hits(f"disk full at {key}", self._world.rules.disk_full):
+            raise DiskFull("no room")
 
     def _check(self) -> None:
         owner = OWNER.get()
