@@ -86,6 +86,7 @@ class Reconciler:
         self._failures: dict[object, int] = {}
         self._dropping: dict[ShardRef, int] = {}
         self._dropped: set[ShardRef] = set()
+        self._forgetting: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._trouble: BaseException | None = None
         self._counts_ns = 0
@@ -194,9 +195,9 @@ class Reconciler:
             case DropShard(ref, server):
                 self._dropping[ref] = NEVER_NS
                 self._spawn(self._drop(ref, server))
-            case ForgetDrop(identity):
-                del self.store.drops[identity]
-                self._spawn(self.store.forget_drop(identity))
+            case ForgetDrop(identity) if identity not in self._forgetting:
+                self._forgetting.add(identity)
+                self._spawn(self._forget(identity))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -233,9 +234,9 @@ class Reconciler:
             action.server,
             action.epoch,
         )
-        # The epoch is durable before anybody may write under it.
-        await self.store.save(action.collection)
         try:
+            # The epoch is durable before anybody may write under it.
+            await self.store.save(action.collection)
             status = await self.calls.open_shard(
                 address, record, ref.shard, accept_loss, self.settings.open_timeout_s
             )
@@ -306,6 +307,16 @@ class Reconciler:
         for known in (self.shards, self.statuses, self.details, self._dropping):
             known.pop(ref, None)
 
+    async def _forget(self, identity: str) -> None:
+        refs = self.store.drops[identity].collection.refs()
+        try:
+            await self.store.forget_drop(identity)
+            self._dropped.difference_update(refs)
+        except ShoalError as error:
+            logger.warning("event=forget_failed generation=%s why=%s", identity, short(error))
+        finally:
+            self._forgetting.discard(identity)
+
     def _retry_at(self, key: object) -> int:
         self._failures[key] = self._failures.get(key, 0) + 1
         return now_ns() + retry_delay_ns(self._failures[key])
@@ -355,7 +366,11 @@ class Reconciler:
         topology = next_topology(self.desired(), self.observed(), self.published, counts_due)
         if topology is None:
             return
-        await self.store.publish(topology_to_message(topology, self.store.collections))
+        try:
+            await self.store.publish(topology_to_message(topology, self.store.collections))
+        except ShoalError as error:
+            logger.warning("event=publish_failed why=%s", short(error))
+            return
         self.published = topology
         self._counts_ns = at_ns
         logger.info("event=published topology_version=%d", topology.version)

@@ -375,7 +375,7 @@ class World:
         owner.kill()
         error = None if task.cancelled() else task.exception()
         self.note(f"controller ends: {error!r}")
-        if not isinstance(error, Superseded | ShoalError):
+        if life.ready and not isinstance(error, Superseded):
             self.broken(f"the controller broke: {error!r}")
             raise self.violation from error
 
@@ -453,7 +453,7 @@ class World:
         self.note(f"wish {work.__name__}")
         task = life.owner.run(_quietly(work))
         if self.hits("caller leaves", self.rules.leave):
-            self.loop.call_later(self.dice.expovariate(1 / 0.05), task.cancel)
+            self.loop.call_later(self.dice.expovariate(1 / self.dice.choice([0.003, 0.05])), task.cancel)
 
     async def _wish(self, request: router_pb2.RebuildCollectionRequest) -> None:
         """Asks until it is recorded that there is to be such a generation."""
@@ -475,10 +475,19 @@ class World:
 
     def records(self) -> dict[str, Record]:
         """The catalog's generations."""
-        return {
+        found = {
             key.removeprefix("collections/"): record_from_bytes(value)
             for key, (_, value) in self.catalog.values.items()
-            if key.startswith("collections/") and value is not None
+            if key.startswith("collections/")
+        }
+        serving = found.get(NAME)
+        return {
+            name: record
+            for name, record in found.items()
+            # A flip that found no room may leave what serves under its old name as well.
+            if name == NAME
+            or serving is None
+            or record.collection.generation != serving.collection.generation
         }
 
     def serving(self) -> Record | None:
