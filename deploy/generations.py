@@ -38,7 +38,7 @@ _CLOSE = 64
 _PASSES = 20
 """Copies of what changed before writes are stopped whatever is left."""
 _RETRY_S = 1.0
-_ADMIT_TIMEOUT_S = 5.0
+_ADMIT_TIMEOUT_S = 10.0
 _OPEN_TIMEOUT_S = 3_600.0
 
 
@@ -427,9 +427,20 @@ class _Stopped:
     epochs: list[int]
 
 
+def _word(
+    shards: GenerationShards, number: int, writers: shard_pb2.Writers.ValueType
+) -> shard_pb2.SetWritersRequest:
+    """Says whose writes a shard takes. One that comes late must not undo a later one."""
+    return shard_pb2.SetWritersRequest(
+        writers=writers,
+        writer_epoch=shards.epochs()[number],
+        order=shards.loop.store.next_order(),
+    )
+
+
 async def _set_writers(shards: GenerationShards, writers: shard_pb2.Writers.ValueType) -> _Stopped:
     replies = [
-        await shards.call(number, "SetWriters", shard_pb2.SetWritersRequest(writers=writers))
+        await shards.call(number, "SetWriters", _word(shards, number, writers), _ADMIT_TIMEOUT_S)
         for number in range(shards.count)
     ]
     return _Stopped([r.position for r in replies], [r.writer_epoch for r in replies])
@@ -445,8 +456,8 @@ async def _set_writers_of(
     shards: GenerationShards, number: int, writers: shard_pb2.Writers.ValueType
 ) -> bool:
     """Sets the writers of one shard; False if it does not answer."""
-    request = shard_pb2.SetWritersRequest(writers=writers)
     try:
+        request = _word(shards, number, writers)
         await shards.call(number, "SetWriters", request, _ADMIT_TIMEOUT_S)
     except ShoalError as error:
         logger.info(

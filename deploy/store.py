@@ -45,6 +45,7 @@ class Store:
         """Controllers that announced themselves since `shoal up`, this one included."""
         self.flipping: set[str] = set()
         """Names of records of which one is about to serve instead of the other."""
+        self._orders = 0
 
     async def load(self) -> None:
         """Reads everything, and finishes drops that a crash cut short."""
@@ -115,6 +116,11 @@ class Store:
 
         self.starts = await self._run(write)
 
+    def next_order(self) -> int:
+        """A number above all that this controller and those before it have given."""
+        self._orders += 1
+        return (self.starts << 32) + self._orders
+
     async def create(self, record: Record) -> None:
         """Records a new collection.
 
@@ -157,6 +163,7 @@ class Store:
         """Turns a generation's record into one of data to delete.
 
         Dropping the one that serves drops the collection: what is left of it goes too.
+
         Raises:
             NotReady: it was dropped meanwhile.
             DiskFull: no room; what was not dropped yet is as it was.
@@ -273,8 +280,9 @@ class Store:
             work = asyncio.ensure_future(asyncio.to_thread(call))
             try:
                 return await asyncio.shield(work)
-            finally:
-                await asyncio.wait({work})
+            except asyncio.CancelledError:
+                await asyncio.gather(work, return_exceptions=True)
+                raise
 
 
 def _flipped(old: Record, new: Record, handed_over: Sequence[int] | None) -> Record:

@@ -83,7 +83,6 @@ class Registry:
                 raise NotReady(f"shard {spec.ref.shard} is being opened", retry_after_s=0.2)
             if held is not None and held.shard is not None:
                 if held.writer_epoch == writer_epoch:
-                    held.shard.admit(writers)
                     return _status(held)
                 if held.writer_epoch > writer_epoch:
                     raise SupersededWriter(

@@ -21,9 +21,10 @@ from tests.simulation.virtual_loop import OWNER, Killed, check_alive
 if TYPE_CHECKING:
     from tests.simulation.build_world import World
 
-_QUIET = {"GetStatus", "Check", "Probe", "Fetch"}
-"""Calls that change nothing and that nobody waits for in a build."""
-_LATE_S = 40.0
+_CHANGING = {"OpenShard", "CloseShard", "SetWriters", "Write", "Delete"}
+"""Calls that change something outside of the controller."""
+_LATE_S = (0.05, 1.0, 40.0)
+"""Means of the delays of what comes late."""
 
 
 @dataclass(eq=False)
@@ -69,13 +70,16 @@ class Network:
         world = self._world
         if world.hits(f"lost {call.method}", world.rules.loss):
             self._break(call)
-        elif call.controllers and world.hits(f"late {call.method}", world.rules.late):
+        elif self._changes(call) and world.hits(f"late {call.method}", world.rules.late):
             self._break(call)  # the caller has given it up, ...
-            self._deliver_later(call, _LATE_S)  # ... and yet it comes
+            self._deliver_later(call, world.dice.choice(_LATE_S))  # ... and yet it comes
         else:
             self._deliver_later(call, world.delay_s)
-        if call.controllers and world.hits(f"repeated {call.method}", world.rules.repeat):
-            self._deliver_later(call, world.dice.choice([world.delay_s, _LATE_S]))
+        if self._changes(call) and world.hits(f"repeated {call.method}", world.rules.repeat):
+            self._deliver_later(call, world.dice.choice(_LATE_S))
+
+    def _changes(self, call: _Call) -> bool:
+        return call.controllers and call.method in _CHANGING
 
     def _break(self, call: _Call) -> None:
         """The caller learns that the connection broke."""
@@ -111,7 +115,7 @@ class Network:
             except Exception as error:
                 world.broken(f"{call.method} broke its server: {error!r}")
                 reply = InternalError(repr(error))
-            if call.controllers and call.method not in _QUIET:
+            if self._changes(call):
                 what = type(reply).__name__ if isinstance(reply, ShoalError) else ""
                 world.effect(f"{call.method} {call.address} {_told(call.request)} {what}", server)
         if server.owner.dead:

@@ -47,7 +47,7 @@ class DiskShard:
 
 
 def digest_of(key: str, title: str) -> bytes:
-    return hashlib.md5(f"{key} {title}".encode()).digest()  # noqa: S324 - no secret
+    return hashlib.md5(f"{key} {title}".encode()).digest()
 
 
 class Surroundings(Protocol):
@@ -75,7 +75,7 @@ class SimShard:
     def __init__(self, around: Surroundings, ref: ShardRef, epoch: int, codec: str) -> None:
         self._around, self.ref, self.epoch, self.codec = around, ref, epoch, codec
         self.opening, self.closed, self.writers = True, False, NOBODY
-        self.disk = DiskShard()
+        self.disk, self.order = DiskShard(), 0
         self.documents: dict[str, Stored] = {}
         self._turn = asyncio.Lock()
 
@@ -117,10 +117,12 @@ class SimShard:
             self.disk.position += apply(self.disk.documents)
             self._around.committed(self.ref, writer == BUILDER)
 
-    async def admit(self, writers: int) -> None:
-        if self.closed:
-            raise StaleTopology("the shard is closed on this server")
-        self.writers = writers
+    async def admit(self, request: shard_pb2.SetWritersRequest) -> None:
+        if self.closed or request.writer_epoch != self.epoch:
+            raise StaleTopology("the shard is closed, or open under another epoch")
+        if request.order < self.order:
+            raise StaleTopology("a later word came before this one")
+        self.writers, self.order = request.writers, request.order
         async with self._turn:
             pass
 
@@ -166,7 +168,6 @@ class SimServer:
         if held is not None and held.opening:
             raise NotReady("the shard is being opened", retry_after_s=0.2)
         if held is not None and held.epoch == request.writer_epoch:
-            await held.admit(request.writers)
             return shard_pb2.OpenShardResponse(status=held.status())
         if held is not None and held.epoch > request.writer_epoch:
             raise SupersededWriter("the shard is open under a higher epoch")
@@ -207,10 +208,8 @@ class SimServer:
         self, request: shard_pb2.SetWritersRequest
     ) -> shard_pb2.SetWritersResponse:
         shard = self.serving(request.key)
-        await shard.admit(request.writers)
-        return shard_pb2.SetWritersResponse(
-            position=shard.disk.position, writer_epoch=shard.epoch
-        )
+        await shard.admit(request)
+        return shard_pb2.SetWritersResponse(position=shard.disk.position, writer_epoch=shard.epoch)
 
     async def Write(self, request: shard_pb2.WriteRequest) -> shard_pb2.WriteResponse:
         shard = self.serving(request.key)
@@ -220,9 +219,7 @@ class SimServer:
         counts = [sum(v.row_counts) or v.passage_count for v in request.versions]
         parts = np.split(rows, np.cumsum(counts)[:-1])
         fresh = {
-            version.document.id: Stored(
-                version.document.title, version.digest, part, shard.codec
-            )
+            version.document.id: Stored(version.document.title, version.digest, part, shard.codec)
             for version, part in zip(request.versions, parts, strict=True)
         }
 
@@ -327,17 +324,13 @@ class SimServer:
         )
 
 
-def _after(
-    documents: Iterable[str], after: str, rank: Callable[[bytes], int]
-) -> list[str]:
+def _after(documents: Iterable[str], after: str, rank: Callable[[bytes], int]) -> list[str]:
     """Ids in the order of (rank, id) that come after one."""
 
     def place(key: str) -> tuple[int, bytes]:
         return rank(key.encode()), key.encode()
 
-    return sorted(
-        (key for key in documents if not after or place(key) > place(after)), key=place
-    )
+    return sorted((key for key in documents if not after or place(key) > place(after)), key=place)
 
 
 def _by_ref(item: tuple[ShardRef, SimShard]) -> tuple[str, int, int]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deploy.store import TOPOLOGY_KEY
-from shoal.errors import ShoalError, ShardUnavailable
+from shoal.errors import ShardUnavailable, ShoalError
 from shoal.ids import shard_of
 from shoal.rpc.common.v1 import common_pb2
 from shoal.rpc.controller.v1 import controller_pb2

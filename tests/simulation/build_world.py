@@ -19,8 +19,6 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from unittest import mock
 
-import numpy as np
-
 from deploy.administration import Administration
 from deploy.controller import together
 from deploy.core.build import GenerationPhase
@@ -39,9 +37,9 @@ from shoal.rpc.router.v1 import router_pb2
 from shoal.settings import Limits
 from shoal.types import Kind, ShardRef
 from tests.simulation.build_network import Network, SimCalls, SimCatalog, SimHandle, SimLauncher
-from tests.simulation.build_servers import DIM, USERS, DiskShard, SimServer, Stored
+from tests.simulation.build_servers import DIM, USERS, DiskShard, SimServer
 from tests.simulation.build_users import User
-from tests.simulation.virtual_loop import OWNER, Owner, VirtualLoop
+from tests.simulation.virtual_loop import BEGIN_S, Owner, VirtualLoop
 
 NAME = "papers"
 UUID = b"u" * 16
@@ -74,7 +72,6 @@ class Dials:
     start_s: float = 1.0
     wish_s: float = 10.0
     rollbacks: bool = False
-    drop: bool = False
 
     @classmethod
     def draw(cls, dice: random.Random) -> Dials:
@@ -98,7 +95,6 @@ class Dials:
             start_s=dice.choice([0.3, 3.0, 20.0]),
             wish_s=dice.choice([3.0, 15.0]),
             rollbacks=dice.random() < 0.4,
-            drop=dice.random() < 0.1,
         )
 
 
@@ -119,7 +115,6 @@ class Running:
     reconciler: Reconciler
     generations: Generations
     administration: Administration
-    since_s: float
     ready: bool = False
 
 
@@ -159,7 +154,7 @@ class World:
         self.dice = random.Random(self.seed)
         self.rules = self.dials or Dials.draw(self.dice)
         self.loop = VirtualLoop(lambda: self.dice.expovariate(1 / 0.003))
-        self.events: deque[str] = deque(maxlen=4000)
+        self.events: deque[str] = deque(maxlen=400)
         self.digest = 0
         self.faulty = self.went_back = False
         self.catalog = SimCatalog(self)
@@ -172,7 +167,6 @@ class World:
         self.effects = 0
         self.counting = False
         self.flips = 0
-        self.calm_since_s = 0.0
         self.violation: Violation | None = None
         self.settings = ControllerSettings(servers=2, encoders=0, routers=0)
 
@@ -188,6 +182,10 @@ class World:
             try:
                 asyncio.set_event_loop(self.loop)
                 self.loop.run_until_complete(self._main())
+            except Exception as error:
+                story = "\n".join(self.events)
+                error.add_note(f"replay with SHOAL_SIMULATION_SEED={self.seed}\n{story}")
+                raise
             finally:
                 self._end()
         return self
@@ -248,7 +246,6 @@ class World:
             works += self._start_faults()
             await asyncio.sleep(self.rules.faulty_s)
             self.faulty = False
-            self.calm_since_s = self.loop.time()
             self.note("calm")
         else:
             await self._wish(router_pb2.RebuildCollectionRequest(name=NAME, shards=3))
@@ -288,11 +285,16 @@ class World:
         for error in self.loop.failures:
             raise Violation(f"an error that nobody handled: {error!r}") from error
 
+    @property
+    def simulated_s(self) -> float:
+        """Seconds of virtual time so far."""
+        return self.loop.time() - BEGIN_S
+
     # --- what is noted ------------------------------------------------------
 
     def note(self, what: str) -> None:
         """An event, for whoever reads a failure."""
-        line = f"{self.loop.time() - 1_000.0:9.3f} {what}"
+        line = f"{self.simulated_s:9.3f} {what}"
         self.digest = zlib.crc32(line.encode(), self.digest)
         self.events.append(line)
 
@@ -356,9 +358,7 @@ class World:
         reconciler = Reconciler(self.settings, store, SimLauncher(self), SimCalls(self.network))
         generations = Generations(reconciler, mock.Mock())
         administration = Administration(reconciler, generations, Limits())
-        life = Running(
-            owner, store, reconciler, generations, administration, self.loop.time()
-        )
+        life = Running(owner, store, reconciler, generations, administration)
         self.controller = life
         self.note("controller starts")
 
@@ -383,7 +383,6 @@ class World:
         """kill -9."""
         if self.controller is not None and not self.controller.owner.dead:
             self.note("kill controller")
-            self.calm_since_s = self.loop.time()
             self.controller.owner.kill()
 
     def kill_server(self, handle: SimHandle) -> None:
@@ -391,7 +390,6 @@ class World:
         if self.servers.pop(handle.address, None) is None:
             return
         self.note(f"kill {handle.name}.{handle.incarnation}")
-        self.calm_since_s = self.loop.time()
         handle.server.owner.kill()
         handle.gone.set()
         self.network.died(handle.address)
@@ -429,7 +427,7 @@ class World:
             handle = self.dice.choice(list(self.servers.values()))
             handle.hangs_until_s = self.loop.time() + self.dice.expovariate(1 / 10.0)
             self.faults["hang server"] += 1
-            self.note(f"hangs {handle.name} until {handle.hangs_until_s - 1_000.0:.3f}")
+            self.note(f"hangs {handle.name} until {handle.hangs_until_s - BEGIN_S:.3f}")
 
     def _kill_the_controller(self) -> None:
         self.faults["kill controller"] += 1
@@ -453,7 +451,9 @@ class World:
         self.note(f"wish {work.__name__}")
         task = life.owner.run(_quietly(work))
         if self.hits("caller leaves", self.rules.leave):
-            self.loop.call_later(self.dice.expovariate(1 / self.dice.choice([0.003, 0.05])), task.cancel)
+            self.loop.call_later(
+                self.dice.expovariate(1 / self.dice.choice([0.003, 0.05])), task.cancel
+            )
 
     async def _wish(self, request: router_pb2.RebuildCollectionRequest) -> None:
         """Asks until it is recorded that there is to be such a generation."""
@@ -466,9 +466,7 @@ class World:
         while not recorded():
             life = self.controller
             if life is not None and life.ready and not life.owner.dead:
-                await asyncio.wait(
-                    {life.owner.run(_quietly(life.administration.rebuild(request)))}
-                )
+                await asyncio.wait({life.owner.run(_quietly(life.administration.rebuild(request)))})
             await asyncio.sleep(0.1)
 
     # --- oracles --------------------------------------------------------------
@@ -556,9 +554,9 @@ class World:
 
     def dropped(self, ref: ShardRef) -> None:
         """Checks that data may go."""
-        if any(ref in record.collection.refs() for record in self.records().values()):
-            if f"drops/{ref.collection}-{ref.generation}" not in self.catalog.values:
-                self.broken(f"the data of {ref} was deleted")
+        kept = any(ref in record.collection.refs() for record in self.records().values())
+        if kept and f"drops/{ref.collection}-{ref.generation}" not in self.catalog.values:
+            self.broken(f"the data of {ref} was deleted")
 
     async def _watch(self) -> None:
         """Checks that nobody stays closed."""
@@ -566,12 +564,7 @@ class World:
         while True:
             await asyncio.sleep(0.5)
             life = self.controller
-            well = (
-                life is not None
-                and not life.owner.dead
-                and life.ready
-                and not self.faulty
-            )
+            well = life is not None and not life.owner.dead and life.ready and not self.faulty
             closed = well and any(writers != USERS for writers in self._writers_of_serving())
             closed_s = closed_s + 0.5 if closed else 0.0
             flips = life is not None and life.generations.turns[NAME].locked()
@@ -592,13 +585,23 @@ class World:
 
     def _problem(self) -> str | None:
         """What is not as it must come to be; None if all is well."""
-        records = self.records()
-        serving = records.get(NAME)
-        if serving is None:
-            return "nothing serves"
-        life = self.controller
+        life, serving = self.controller, self.serving()
         if life is None or life.owner.dead or not life.ready:
             return "the controller is down"
+        if serving is None:
+            return "nothing serves"
+        problem = self._unfinished(life, serving)
+        if problem is not None:
+            return problem
+        writers = self._writers_of_serving()
+        if writers != [USERS] * len(serving.collection.shards):
+            return f"writers of what serves: {writers}"
+        if not life.administration._serves(serving):
+            return "it is not published"
+        return self._leftovers()
+
+    def _unfinished(self, life: Running, serving: Record) -> str | None:
+        records = self.records()
         for name, record in records.items():
             if record.collection.phase in (GenerationPhase.TRAINING, GenerationPhase.COPYING):
                 return f"{name} is being built: {life.generations.details.get(name, '')}"
@@ -606,41 +609,30 @@ class World:
             return "drops are left"
         if len(records) > 1 + bool(serving.collection.previous):
             return f"too many generations are kept: {sorted(records)}"
-        writers = self._writers_of_serving()
-        if writers != [USERS] * len(serving.collection.shards):
-            return f"writers of what serves: {writers}"
-        if not life.administration._serves(serving):  # noqa: SLF001
-            return "it is not published"
         return None
 
     async def _check_end(self, users: list[User]) -> None:
         for user in users:
             await user.finish()
-        self._raise()
+        await self._until(lambda: self._problem() is None, SETTLED_S, "everything is well")
         serving = self.serving()
         assert serving is not None
         content = self.content(serving)
         for user in users:
             user.check(content)
-        known = {ref for record in self.records().values() for ref in record.collection.refs()}
-        strays = [
-            (handle.name, ref)
-            for handle in self.servers.values()
-            for ref in handle.server.entries
-            if ref not in known
-        ]
-        revived = any("late OpenShard" in f or "repeated OpenShard" in f for f in self.faults)
-        if strays and not revived:
-            self.broken(f"shards of generations that are gone are open: {strays}")
-        left = set(self.disk) - known
-        if left and not revived:
-            self.broken(f"data of generations that are gone is left: {left}")
         self._raise()
 
+    def _leftovers(self) -> str | None:
+        """What is left of generations that are gone; messages that come late may revive some."""
+        if any("late OpenShard" in fault or "repeated OpenShard" in fault for fault in self.faults):
+            return None
+        known = {ref for record in self.records().values() for ref in record.collection.refs()}
+        held = {ref for handle in self.servers.values() for ref in handle.server.entries}
+        gone = (held | set(self.disk)) - known
+        return f"left of generations that are gone: {gone}" if gone else None
 
-def _difference(
-    expected: dict[str, bytes], found: dict[str, bytes]
-) -> tuple[list[str], list[str]]:
+
+def _difference(expected: dict[str, bytes], found: dict[str, bytes]) -> tuple[list[str], list[str]]:
     lost = sorted(key for key in expected if found.get(key) != expected[key])
     return lost, sorted(key for key in found if key not in expected)
 

@@ -9,6 +9,9 @@ import contextvars
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+BEGIN_S = 1_000.0
+"""What the clock shows at first."""
+
 
 class Killed(BaseException):
     """The process whose code runs ends here."""
@@ -75,7 +78,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     def __init__(self, disk_s: Callable[[], float]) -> None:
         super().__init__()
-        self._now, self._disk_s, self._tasks_made = 1_000.0, disk_s, 0
+        self._now, self._disk_s, self._tasks_made = BEGIN_S, disk_s, 0
         self._selector = self
         self.set_task_factory(self._make_task)
         self.set_exception_handler(self._failed)

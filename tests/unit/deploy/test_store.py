@@ -1,5 +1,6 @@
 """The controller's records: recovered whole, and never written by two controllers."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,10 @@ from deploy.core.creation import Bounds, Wish, check_wish, settle
 from deploy.core.state import Placement
 from deploy.records import Record, new_record
 from deploy.store import Store, Superseded
-from shoal.errors import CollectionExists
+from shoal.errors import CollectionExists, DiskFull
 from shoal.rpc.controller.v1 import controller_pb2
 from shoal.storage.directory import open_storage
+from shoal.storage.ports import Catalog
 
 BOUNDS = Bounds(max_dim=64, max_shards=8, default_shards=2)
 
@@ -78,3 +80,67 @@ async def test_starts_are_counted_until_the_address_is_forgotten(tmp_path: Path)
         store = await opened(tmp_path)
         await store.announce("127.0.0.1:1")
         assert store.starts == starts
+
+
+class Full:
+    """A catalog without room."""
+
+    def __init__(self, catalog: Catalog, writes: int) -> None:
+        self._catalog, self._left = catalog, writes
+
+    def _count(self) -> None:
+        if not self._left:
+            raise DiskFull("no room")
+        self._left -= 1
+
+    def put(self, key: str, value: bytes, expected: int) -> int | None:
+        self._count()
+        return self._catalog.put(key, value, expected)
+
+    def delete(self, key: str) -> None:
+        self._count()
+        self._catalog.delete(key)
+
+
+@pytest.mark.parametrize("writes", [0, 1])
+async def test_what_there_is_no_room_to_drop_is_not_dropped(
+    tmp_path: Path, writes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = await opened(tmp_path)
+    await store.create(record("a"))
+    catalog = open_storage(str(tmp_path)).catalog
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "_catalog", Full(catalog, writes))
+        with pytest.raises(DiskFull):
+            await store.drop("a")
+    again = await opened(tmp_path)
+    assert (store.collections, store.drops) == (again.collections, again.drops)
+    assert len(again.drops) == writes
+
+
+async def test_what_was_dropped_without_room_does_not_come_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = await opened(tmp_path)
+    await store.create(record("a"))
+    catalog = open_storage(str(tmp_path)).catalog
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "_catalog", Full(catalog, 1))
+        with pytest.raises(DiskFull):
+            await store.drop("a")
+    (identity,) = store.drops
+    await store.forget_drop(identity)
+    again = await opened(tmp_path)
+    assert (again.collections, again.drops) == ({}, {})
+
+
+async def test_a_write_whose_caller_leaves_happens_and_is_known(tmp_path: Path) -> None:
+    store = await opened(tmp_path)
+    creating = asyncio.create_task(store.create(record("a")))
+    while not store._turn.locked():
+        await asyncio.sleep(0)
+    creating.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await creating
+    assert store.collections == (await opened(tmp_path)).collections
+    assert list(store.collections) == ["a"]
