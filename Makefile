@@ -46,7 +46,8 @@ BENCH_VENV := .bench-venv
 BENCH_DATA ?= ../shared/data
 
 .PHONY: bench-peers bench-single bench-quality bench-ingest bench-encoder bench-tokens bench-maxsim \
-	bench-colbert bench-late-peers bench-late-scale
+	bench-colbert bench-colbert-large bench-late-peers bench-late-scale \
+	bench-ray-faults bench-overload
 
 bench-peers: $(BENCH_VENV)/.installed
 
@@ -82,6 +83,10 @@ bench-colbert: install
 	$(BIN)/python -m bench.colbert --data $(BENCH_DATA)
 	$(BIN)/python -m bench.page
 
+bench-colbert-large: install
+	$(BIN)/python -m bench.colbert --data $(BENCH_DATA) --documents 60000
+	$(BIN)/python -m bench.page
+
 # The peers of late interaction bring gigabytes of CUDA along, and take an hour to build.
 BENCH_LATE := .bench-late
 bench-late-peers: install $(BENCH_LATE)/.installed
@@ -95,4 +100,12 @@ $(BENCH_LATE)/.installed: bench/late/requirements.txt
 
 bench-late-scale: install
 	$(BIN)/python -m bench.late_scale --data $(BENCH_DATA)
+	$(BIN)/python -m bench.page
+
+bench-ray-faults: install
+	$(BIN)/python -m bench.ray_faults
+	$(BIN)/python -m bench.page
+
+bench-overload: install
+	$(BIN)/python -m bench.overload
 	$(BIN)/python -m bench.page

@@ -55,12 +55,13 @@ class Cluster:
 
 
 @contextmanager
-def running(shards: int, encoders: int) -> Iterator[Cluster]:
+def running(shards: int, encoders: int, ray: str = "") -> Iterator[Cluster]:
     """Starts plain processes in a folder of their own; stops and removes them after.
 
     Args:
         shards: shard server processes.
         encoders: encoder processes; 0 where vectors are given.
+        ray: address of a Ray cluster whose actors they are to be instead.
 
     Raises:
         RuntimeError: the cluster did not come up; the message has its output.
@@ -69,11 +70,12 @@ def running(shards: int, encoders: int) -> Iterator[Cluster]:
     port, metrics_port = free_port(), free_port()
     environment = {**os.environ, "SHOAL_ROUTER_METRICS_PORT": str(metrics_port)}
     with tempfile.TemporaryDirectory(prefix="shoal-bench-") as data:
-        command = ["up", "--no-ray", "--detach", f"--data={data}", f"--port={port}"]
+        how = f"--ray={ray}" if ray else "--no-ray"
+        command = ["up", how, "--detach", f"--data={data}", f"--port={port}"]
         counts = [f"--shards={shards}", f"--encoders={encoders}"]
         try:
-            _shoal([*command, *counts], environment, START_TIMEOUT_S)
-            target = f"127.0.0.1:{port}"
+            told = _shoal([*command, *counts], environment, START_TIMEOUT_S)
+            target = told.rpartition("Shoal serves at ")[2].partition(";")[0]
             with shoal.connect(target) as client:
                 pids = {process.name: process.pid for process in client.status().processes}
             yield Cluster(target, metrics_port, pids)
@@ -104,10 +106,11 @@ def cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / TICKS_PER_S
 
 
-def _shoal(arguments: list[str], environment: dict[str, str], timeout_s: float) -> None:
+def _shoal(arguments: list[str], environment: dict[str, str], timeout_s: float) -> str:
     command = [str(Path(sys.executable).with_name("shoal")), *arguments]
     done = subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False
     )
     if done.returncode != 0:
         raise RuntimeError(f"shoal {arguments[0]} failed:\n{done.stdout}{done.stderr}")
+    return done.stdout

@@ -5,12 +5,15 @@ vectors in fixed point, trains its codec by itself and flips; then every effort 
 question at a time and with 16 in flight, and compared with exact MaxSim and with every document
 scored by its codes: the first says what the codec loses, the second what pruning does.
 
+With --documents, the corpus is resampled to a larger one (see `bench.late_scale`), whose
+documents nobody has judged: then only pruning is measured.
+
 Example:
     python -m bench.colbert --data ../shared/data
+    python -m bench.colbert --data ../shared/data --documents 60000
 """
 
 import argparse
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,6 +27,7 @@ from bench import report, vectors
 from bench.cluster import Cluster, running
 from bench.encoder import running as running_encoder
 from bench.exact_reference import read_qrels
+from bench.late_scale import halves
 from bench.tokens import MODEL, Encoded, Run, encoded, overlap, ranked
 from shoal import Answer, Client
 from shoal.client.model import CollectionInfo
@@ -33,9 +37,26 @@ NAME, CORPUS = "papers", "scifact"
 SHARDS, IN_FLIGHT, WARM_UP = 2, 16, 50
 EFFORTS = ("low", "normal", "high", "exhaustive")
 LATENCY_MS = {"p50": 6.0, "p99": 15.0}
-"""What a question of `normal` effort may take, one at a time."""
-RECALL = 0.99
-PATIENCE_S = 900.0
+LARGE_LATENCY_MS = {"p50": 10.0, "p99": 20.0}
+"""What a question of `normal` effort may take, one at a time; of a resampled corpus."""
+RECALL, REFINED = 0.99, 0.05
+"""Overlap of `normal` with every document's codes, and the share of the tokens that it may refine
+of a resampled corpus."""
+PATIENCE_S = 3_600.0
+SEED = 5
+
+
+def larger(corpus: Encoded, documents: int) -> Encoded:
+    """The corpus, and made documents up to a number."""
+    known = len(corpus.ids)
+    dice = np.random.default_rng(SEED)
+    taken, starts = halves(corpus.starts, documents - known, dice)
+    return Encoded(
+        [*corpus.ids, *(f"made-{number}" for number in range(known, documents))],
+        np.concatenate([corpus.rows, corpus.rows[taken]]),
+        np.concatenate([corpus.starts, corpus.starts[-1] + starts[1:]]),
+        corpus.queries,
+    )
 
 
 def stored(client: Client, corpus: Encoded) -> float:
@@ -106,9 +127,8 @@ def asked(cluster: Cluster, corpus: Encoded, effort: str) -> dict[str, Any]:
     }
 
 
-def measure(corpus: Encoded, judged: Any) -> dict[str, Any]:
+def measure(corpus: Encoded) -> dict[str, Any]:
     """One cluster, one collection."""
-    exact = exact_run(corpus)
     question = next(iter(corpus.queries.values()))
     with running(shards=SHARDS, encoders=0) as cluster:
         with cluster.connect() as client:
@@ -118,17 +138,10 @@ def measure(corpus: Encoded, judged: Any) -> dict[str, Any]:
         resident = cluster.resident_mib()
     by_codes = efforts["exhaustive"]["run"]
     for effort in efforts.values():
-        run = effort.pop("run")
-        found = ir_measures.calc_aggregate([nDCG @ 10], judged, run)
-        effort["ndcg@10"] = round(found[nDCG @ 10], 4)
-        effort["overlap@10 with exact"] = overlap(run, exact)
-        effort["overlap@10 with every document's codes"] = overlap(run, by_codes)
+        effort["overlap@10 with every document's codes"] = overlap(effort["run"], by_codes)
     return {
         "documents": len(corpus.ids),
         "tokens": len(corpus.rows),
-        "exact ndcg@10": round(
-            ir_measures.calc_aggregate([nDCG @ 10], judged, exact)[nDCG @ 10], 4
-        ),
         "stored_s": round(stored_s, 1),
         "trained_copied_flipped_s": round(flip_s, 1),
         "codec": info.shards[0].codec,
@@ -142,31 +155,56 @@ def measure(corpus: Encoded, judged: Any) -> dict[str, Any]:
     }
 
 
+def judge(result: dict[str, Any], corpus: Encoded, data: Path) -> None:
+    """Adds quality to what was measured, of exact MaxSim and of each effort."""
+    judged, exact = read_qrels(data / CORPUS / "qrels" / "test.tsv"), exact_run(corpus)
+
+    def quality(run: Run) -> float:
+        return round(ir_measures.calc_aggregate([nDCG @ 10], judged, run)[nDCG @ 10], 4)
+
+    result["exact ndcg@10"] = quality(exact)
+    for effort in result["efforts"].values():
+        effort["ndcg@10"] = quality(effort["run"])
+        effort["overlap@10 with exact"] = overlap(effort["run"], exact)
+
+
+def bars(normal: dict[str, Any], *, resampled: bool) -> list[dict[str, Any]]:
+    """What `normal` is to reach."""
+    latency = LARGE_LATENCY_MS if resampled else LATENCY_MS
+    found = normal["overlap@10 with every document's codes"]
+    lines = [
+        *[
+            report.bar(f"normal: {name} through gRPC, ms", normal["latency_ms"][name], most=most)
+            for name, most in latency.items()
+        ],
+        report.bar("normal: overlap@10 with every document's codes", found, least=RECALL),
+    ]
+    if resampled:
+        share = normal["tokens_scored"]
+        lines.append(report.bar("normal: share of the tokens refined", share, most=REFINED))
+    return lines
+
+
 def main() -> None:
     """Measures, prints JSON and writes it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=vectors.default_data())
     parser.add_argument("--out", type=Path, default=report.RESULTS)
+    parser.add_argument("--documents", type=int, default=0)
     arguments = parser.parse_args()
     result: dict[str, Any] = {"benchmark": "colbert", "model": MODEL, **report.surroundings()}
     with running_encoder("auto", "auto", MODEL) as encoder:
         corpus = encoded(encoder, arguments.data, CORPUS)
-    print(f"{len(corpus.rows)} tokens", file=sys.stderr, flush=True)
-    judged = read_qrels(arguments.data / CORPUS / "qrels" / "test.tsv")
-    result |= measure(corpus, judged)
-    normal = result["efforts"]["normal"]
-    result["bars"] = [
-        *[
-            report.bar(f"normal: {name} through gRPC, ms", normal["latency_ms"][name], most=most)
-            for name, most in LATENCY_MS.items()
-        ],
-        report.bar(
-            "normal: overlap@10 with every document's codes",
-            normal["overlap@10 with every document's codes"],
-            least=RECALL,
-        ),
-    ]
-    report.keep("colbert", result, arguments.out)
+    resampled = arguments.documents > len(corpus.ids)
+    if resampled:
+        corpus = larger(corpus, arguments.documents)
+    result |= measure(corpus)
+    if not resampled:
+        judge(result, corpus, arguments.data)
+    for effort in result["efforts"].values():
+        del effort["run"]
+    result["bars"] = bars(result["efforts"]["normal"], resampled=resampled)
+    report.keep("colbert-large" if resampled else "colbert", result, arguments.out)
 
 
 if __name__ == "__main__":

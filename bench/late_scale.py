@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bench import plot, report, vectors
 from bench.encoder import running as running_encoder
@@ -61,25 +62,33 @@ def version(number: int) -> Version:
     return Version(document.id.encode(), digest, 1, content)
 
 
-def mixed(codes: TokenVectors, documents: int, dice: np.random.Generator) -> TokenVectors:
-    """Documents of the first half of one and the second half of another."""
-    known = len(codes.starts) - 1
-    first, second = dice.integers(0, known, (2, documents))
-    counts = np.diff(codes.starts)
-    halves = [
-        (codes.starts[a], codes.starts[a] + counts[a] // 2, codes.starts[b] + counts[b] // 2)
-        for a, b in zip(first.tolist(), second.tolist(), strict=True)
-    ]
+def halves(
+    starts: NDArray[np.int64], documents: int, dice: np.random.Generator
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Documents of the first half of one and the second half of another.
+
+    Args:
+        starts: [known + 1], where each known document's rows begin.
+        documents: how many to make.
+        dice: chooses.
+
+    Returns:
+        Rows of the known documents one after the other, and where each made one begins.
+    """
+    known = len(starts) - 1
+    first, second = dice.integers(0, known, (2, documents)).tolist()
+    middles = starts[:-1] + np.diff(starts) // 2
     rows = [
-        np.concatenate([np.arange(begin, middle), np.arange(after, codes.starts[b + 1])])
-        for (begin, middle, after), b in zip(halves, second.tolist(), strict=True)
+        np.concatenate([np.arange(starts[a], middles[a]), np.arange(middles[b], starts[b + 1])])
+        for a, b in zip(first, second, strict=True)
     ]
-    taken = np.concatenate(rows)
-    return TokenVectors(
-        codes.rows[:0],
-        starts_of(np.array([len(each) for each in rows])),
-        tuple(column[taken] for column in codes.codes),
-    )
+    return np.concatenate(rows), starts_of(np.array([len(each) for each in rows]))
+
+
+def mixed(codes: TokenVectors, documents: int, dice: np.random.Generator) -> TokenVectors:
+    """Documents made by `halves`, of coded tokens."""
+    taken, starts = halves(codes.starts, documents, dice)
+    return TokenVectors(codes.rows[:0], starts, tuple(column[taken] for column in codes.codes))
 
 
 def written(folder: Path, corpus: Encoded, documents: int) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bench import page_late
+from bench import page_late, page_overload
 from bench.page_parts import bars, surroundings, table
 from bench.report import RESULTS, ROOT
 
@@ -27,9 +27,12 @@ it: read the ratios, which are of one run on the same cores, load generator incl
 | `make bench-encoder` | one encoder: rate, drift, quality by chunking; a GPU if any | 40 min |
 | `make bench-tokens` | exact MaxSim over token vectors of both corpora | 10 min |
 | `make bench-colbert` | kind colbert through gRPC on SciFact: latency, recall, bytes | 15 min |
+| `make bench-colbert-large` | the same with 60,000 documents resampled from it | 30 min |
 | `make bench-late-peers` | kind colbert beside xtr-warp-rs and fast-plaid, in process | 2 h |
 | `make bench-late-scale` | kind colbert by corpus size, to 300,000 documents | 15 min |
+| `make bench-ray-faults` | a Ray node killed, and Ray's head: what goes on, for how long | 10 min |
 | `make bench-maxsim` | the MaxSim kernels: tokens a second on one core | 1 min |
+| `make bench-overload` | up to ten times what slowed shards, or an encoder, can bear | 7 min |
 
 `BENCH_DATA` names the folder that holds the two corpora in BEIR's layout; without it, single and
 ingest use synthetic vectors, and say so. `make bench-single` wants h2load (Debian's
@@ -200,14 +203,43 @@ def ingest(result: dict[str, Any]) -> str:
     )
 
 
+def ray_faults(result: dict[str, Any]) -> str:
+    """`make bench-ray-faults`."""
+    node = result["node_killed"]
+    heads = "; ".join(
+        f"with {each['reconnect_timeout_s']}, the raylets ended after "
+        f"{each.get('raylet_ended_s', 'more')} s, and questions "
+        + (
+            f"failed after {each['questions_failed_s']} s"
+            if "questions_failed_s" in each
+            else f"still went on after {each['questions_went_on_s']:.0f} s"
+        )
+        for each in result["head_killed"]
+    )
+    return "\n".join(
+        [
+            "## Ray's own failures (`make bench-ray-faults`)\n",
+            f"{surroundings(result)} Four raylets on this machine, two shard servers, one client "
+            "that searches without a pause.\n",
+            f"The node of one server killed: every answer whole again after "
+            f"{node['whole_again_s']} s, the server on another node, {node['documents_lost']} "
+            "documents lost. Ray's control service (GCS) killed for good, by "
+            f"`RAY_gcs_rpc_server_reconnect_timeout_s`: {heads}.",
+        ]
+    )
+
+
 SECTIONS = {
     "single": single,
     "quality": quality,
     "ingest": ingest,
     "tokens": page_late.tokens,
     "colbert": page_late.colbert,
+    "colbert-large": page_late.colbert_large,
     "late-peers-scifact": page_late.peers,
     "late_scale": page_late.scale,
+    "ray_faults": ray_faults,
+    "overload": page_overload.overload,
 }
 
 

@@ -1,5 +1,6 @@
 """The late interaction's part of docs/performance.md."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from bench.page_parts import bars, surroundings, table
@@ -7,63 +8,104 @@ from bench.page_parts import bars, surroundings, table
 
 def tokens(result: dict[str, Any]) -> str:
     """`make bench-tokens`."""
-    rows = [
-        (
-            name,
-            "exact" if tier is None else f"{tier} bytes",
-            f"{found['ndcg@10']:.4f}",
-            "" if tier is None else f"{found['ndcg@10 lost']['standard_error']:.4f}",
-            "" if tier is None else f"{found['overlap@10 with exact']:.3f}",
-            2 * corpus["dim"] if tier is None else found["bytes_per_token"],
-            "" if tier is None else f"{found['trained_s']:.0f} + {found['encoded_s']:.0f}",
-        )
-        for name, corpus in result["quality"].items()
-        for tier, found in [(None, corpus["exact"]), *corpus["tiers"].items()]
-    ]
-    head = ("corpus", "kept by", "nDCG@10", "standard error of the loss")
+    rows = [row for name, corpus in result["quality"].items() for row in _kept(name, corpus)]
+    head = ("corpus", "pool factor", "kept by", "bytes a source token", "nDCG@10")
+    lost = ("loss and its error", "overlap@10 with exact")
+    pruned = ("refined for 0.99 of the codes' ten best", "then overlap@10 with exact")
     return "\n".join(
         [
             "## Late interaction: what the codec loses (`make bench-tokens`)\n",
-            f"{surroundings(result)} Exact MaxSim in NumPy, then every document's codes.\n",
+            f"{surroundings(result)} Exact MaxSim in NumPy, then every document's codes, then "
+            "only those of the best documents by centroid score. Columns are mapped: what lies "
+            "on disk is what memory holds once all was touched.\n",
             bars(result),
             "",
-            table((*head, "overlap@10", "bytes a token", "training + encoding, s"), rows),
+            table((*head, *lost, *pruned, "training + encoding, s"), rows),
         ]
     )
+
+
+def _kept(name: str, corpus: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
+    yield name, 1, "exact", 2 * corpus["dim"], f"{corpus['exact']['ndcg@10']:.4f}", *[""] * 5
+    for factor, found in corpus["pool factors"].items():
+        exact = found["exact"]
+        if factor != "1":
+            size = round(2 * corpus["dim"] * found["tokens"] / corpus["tokens"], 1)
+            quality = (f"{exact['ndcg@10']:.4f}", "", f"{exact['overlap@10 with exact']:.3f}")
+            yield name, factor, "exact", size, *quality, *[""] * 3
+        for code_bytes, tier in found["tiers"].items():
+            lost, pruned = tier["ndcg@10 lost"], tier["pruned"]
+            yield (
+                name,
+                factor,
+                f"{code_bytes} bytes",
+                tier["bytes_per_source_token"],
+                f"{tier['ndcg@10']:.4f}",
+                f"{lost['mean']:.4f} ± {lost['standard_error']:.4f}",
+                f"{tier['overlap@10 with exact']:.3f}",
+                f"{pruned['refined']} ({pruned['tokens_refined']:.1%} of the tokens)",
+                f"{pruned['overlap@10 with exact']:.3f}",
+                f"{tier['trained_s']:.0f} + {tier['encoded_s']:.0f}",
+            )
 
 
 def colbert(result: dict[str, Any]) -> str:
     """`make bench-colbert`."""
     rows = [
         (
-            name,
-            found["latency_ms"]["p50"],
-            found["latency_ms"]["p99"],
-            found["per_s_with_16_in_flight"],
-            f"{found['tokens_scored']:.1%}",
+            *_served(name, found),
             f"{found['ndcg@10']:.4f}",
             f"{found['overlap@10 with exact']:.3f}",
             f"{found[_BY_CODES]:.4f}",
         )
         for name, found in result["efforts"].items()
     ]
-    head = ("effort", "p50, ms", "p99, ms", "a second, 16 in flight", "tokens scored", "nDCG@10")
     return "\n".join(
         [
             "## Late interaction as it is served (`make bench-colbert`)\n",
-            f"{surroundings(result)} SciFact, {result['tokens']:,} token vectors given, two "
-            f"shards, through gRPC; {result['token_bytes']} bytes a token; storing took "
-            f"{result['stored_s']} s, training, copying, calibrating and flipping "
-            f"{result['trained_copied_flipped_s']} s. Exact MaxSim: nDCG@10 "
+            f"{surroundings(result)} SciFact, {_built(result)} Exact MaxSim: nDCG@10 "
             f"{result['exact ndcg@10']}.\n",
             bars(result),
             "",
-            table((*head, "overlap@10 with exact", "with every document's codes"), rows),
+            table((*_SERVED, "nDCG@10", "overlap@10 with exact", _SAME), rows),
+        ]
+    )
+
+
+def colbert_large(result: dict[str, Any]) -> str:
+    """`make bench-colbert-large`."""
+    rows = [
+        (*_served(name, found), f"{found[_BY_CODES]:.4f}")
+        for name, found in result["efforts"].items()
+    ]
+    return "\n".join(
+        [
+            "## Late interaction, a larger collection (`make bench-colbert-large`)\n",
+            f"{surroundings(result)} {result['documents']:,} documents: SciFact's, and more made "
+            f"of halves of its token matrices; {_built(result)}\n",
+            bars(result),
+            "",
+            table((*_SERVED, _SAME), rows),
         ]
     )
 
 
 _BY_CODES = "overlap@10 with every document's codes"
+_SAME = "with every document's codes"
+_SERVED = ("effort", "p50, ms", "p99, ms", "a second, 16 in flight", "tokens scored")
+
+
+def _served(effort: str, found: dict[str, Any]) -> tuple[object, ...]:
+    latency, rate = found["latency_ms"], found["per_s_with_16_in_flight"]
+    return effort, latency["p50"], latency["p99"], rate, f"{found['tokens_scored']:.1%}"
+
+
+def _built(result: dict[str, Any]) -> str:
+    return (
+        f"{result['tokens']:,} token vectors given, two shards, through gRPC; "
+        f"{result['token_bytes']} bytes a token; storing took {result['stored_s']} s, training, "
+        f"copying, calibrating and flipping {result['trained_copied_flipped_s']} s after it."
+    )
 
 
 def peers(result: dict[str, Any]) -> str:

@@ -1,8 +1,9 @@
 """Late interaction on the judged corpora: exact MaxSim, and MaxSim over the codec's tiers.
 
-One encoder process, asked over gRPC; documents whole, cut at the card's length. Exact MaxSim is
-the ceiling of what a quantised index of the same vectors can reach; every document is scored, so
-the tiers show what the codec loses and nothing else.
+One encoder process, asked over gRPC; documents whole, cut at the card's length. Exact MaxSim of
+all vectors is the ceiling. For each tier, with all vectors and with fewer (pooled), every document
+is scored, which shows what the codec loses and nothing else; then only the best by centroid score,
+which shows what pruning adds to that.
 
 Example:
     python -m bench.tokens --data ../shared/data --corpora scifact
@@ -25,11 +26,12 @@ from numpy.typing import NDArray
 from bench import report, vectors
 from bench.encoder import BATCH, CALLS_IN_FLIGHT, DEPTH, TIMEOUT_S, Encoder, running
 from bench.exact_reference import read_jsonl, read_qrels
+from router.core.pooling import pool
+from shard_service.core.token_codec import QuantisedCodec, Runs
+from shard_service.core.vectors import starts_of
 from shard_service.indexes.codec import SAMPLE_TOKENS, spaced, spacing, train
 from shoal.ids import sample_rank
-from shoal.kernels import maxsim
 from shoal.kernels.fixed import to_fixed, unit_rows
-from shoal.kernels.maxsim import CodedRuns
 from shoal.rpc.encoder.v1 import encoder_pb2
 from shoal.wire.arrays import matrix_from_message
 
@@ -45,8 +47,13 @@ OVERLAP = 0.95
 BYTES = 12.0
 CACHE = Path(".cache/bench")
 DEEPEST = 10
+PROBES, RECALL = 64, 0.99
+"""Centroids of each query token that are tried, and the share of the ten best by the codes that
+pruning is to keep."""
 
 Rows = NDArray[np.float32]
+Scores = dict[str, NDArray[np.int64]]
+"""Of every document, by question."""
 
 
 def documents(encoder: Encoder, texts: list[dict[str, Any]]) -> tuple[Rows, NDArray[np.int64]]:
@@ -184,79 +191,126 @@ def sample(corpus: Encoded) -> Rows:
     return np.concatenate(chosen)
 
 
-def quality(encoder: Encoder, data: Path, name: str) -> dict[str, Any]:
+def fewer(corpus: Encoded, factor: int) -> Encoded:
+    """The corpus with each document's vectors pooled."""
+    if factor == 1:
+        return corpus
+    rows, counts = pool(corpus.rows.astype(np.float32), np.diff(corpus.starts).tolist(), factor)
+    return Encoded(corpus.ids, rows.astype(np.float16), starts_of(np.array(counts)), corpus.queries)
+
+
+def exactly(corpus: Encoded) -> Run:
+    """Exact MaxSim."""
+    rows = corpus.rows.astype(np.float32)
+    scores = {
+        question: np.maximum.reduceat(rows @ query.T, corpus.starts[:-1], axis=0).sum(axis=1)
+        for question, query in corpus.queries.items()
+    }
+    return ranked(scores, corpus.ids)
+
+
+def quality(encoder: Encoder, data: Path, name: str, factors: Sequence[int]) -> dict[str, Any]:
     """One corpus."""
     corpus = encoded(encoder, data, name)
     judged = read_qrels(data / name / "qrels" / "test.tsv")
-    rows = corpus.rows.astype(np.float32)
-    exact = ranked(
-        {
-            question: np.maximum.reduceat(rows @ query.T, corpus.starts[:-1], axis=0).sum(axis=1)
-            for question, query in corpus.queries.items()
-        },
-        corpus.ids,
-    )
-    result: dict[str, Any] = {"documents": len(corpus.ids), "tokens": len(rows)}
-    result |= {"dim": rows.shape[1], "exact": measured(judged, exact), "tiers": {}}
+    exact = exactly(corpus)
+    result: dict[str, Any] = {"documents": len(corpus.ids), "tokens": len(corpus.rows)}
+    result |= {"dim": corpus.rows.shape[1], "exact": measured(judged, exact), "pool factors": {}}
     print(f"{name} exact: {result['exact']}", file=sys.stderr, flush=True)
-    taken = sample(corpus)
-    for code_bytes in TIERS:
-        tier = _tier(code_bytes, taken, corpus)
-        run = ranked(tier.pop("scores"), corpus.ids)
-        tier |= measured(judged, run) | {"ndcg@10 lost": loss(judged, run, exact)}
-        tier["overlap@10 with exact"] = overlap(run, exact)
-        result["tiers"][str(code_bytes)] = tier
-        print(f"{name} {code_bytes} bytes: {tier}", file=sys.stderr, flush=True)
+    for factor in factors:
+        kept = fewer(corpus, factor)
+        run = exactly(kept)
+        found: dict[str, Any] = {"tokens": len(kept.rows), "exact": measured(judged, run)}
+        found["exact"]["overlap@10 with exact"] = overlap(run, exact)
+        taken = sample(kept)
+        found["tiers"] = {}
+        for code_bytes in TIERS:
+            tier = _tier(code_bytes, taken, kept, judged, exact)
+            tier["bytes_per_source_token"] = round(tier.pop("bytes") / len(corpus.rows), 2)
+            found["tiers"][str(code_bytes)] = tier
+            print(f"{name} / {factor}, {code_bytes} bytes: {tier}", file=sys.stderr, flush=True)
+        result["pool factors"][str(factor)] = found
     return result
 
 
-def _tier(code_bytes: int, taken: Rows, corpus: Encoded) -> dict[str, Any]:
+def _tier(code_bytes: int, taken: Rows, corpus: Encoded, judged: Any, exact: Run) -> dict[str, Any]:
     began = time.perf_counter()
-    codec = train(taken, code_bytes)
+    codec = QuantisedCodec(train(taken, code_bytes))
     trained = time.perf_counter()
-    codes = codec.encode(corpus.rows.astype(np.float32))
+    tokens = codec.encode(corpus.rows)
     ended = time.perf_counter()
-    held = CodedRuns(codes.centroids, codes.words, corpus.starts, codes.norms)
-    everything = np.arange(len(corpus.ids))
-    scores, times = {}, []
+    runs, every = Runs(tokens, corpus.starts), np.arange(len(corpus.ids))
+    full, coarse, times = {}, {}, []
     for question, query in corpus.queries.items():
+        fixed = to_fixed(unit_rows(query))
         start = time.perf_counter()
-        tables = codec.tables(to_fixed(unit_rows(query)))
-        scores[question] = maxsim.score_coded(tables, held, everything)
+        full[question] = codec.question(fixed, 0).score(runs, every)
         times.append((time.perf_counter() - start) * 1e3)
-    columns = (held.ids, held.codes, codes.norms, held.offsets)
-    size = sum(column.nbytes for column in columns) + len(codec.to_bytes())
+        coarse[question] = codec.question(fixed, PROBES).score_centroids(runs, every)
+    run = ranked(full, corpus.ids)
+    columns = (*tokens, corpus.starts)
     return {
-        "scores": scores,
-        "bytes_per_token": round(size / len(corpus.rows), 2),
-        "centroids": len(codec.centroids),
+        "bytes": sum(column.nbytes for column in columns) + len(codec.quantiser.to_bytes()),
         "trained_s": round(trained - began, 1),
         "encoded_s": round(ended - trained, 1),
         "every_document_ms": {"p50": report.middle(times)},
+        **measured(judged, run),
+        "ndcg@10 lost": loss(judged, run, exact),
+        "overlap@10 with exact": overlap(run, exact),
+        "pruned": _pruned(full, coarse, corpus, run, exact),
+    }
+
+
+def _pruned(
+    full: Scores, coarse: Scores, corpus: Encoded, every: Run, exact: Run
+) -> dict[str, float]:
+    """What is found where only the best documents by centroid score are scored: as few as keep
+    RECALL of the ten best by the codes, of these very questions.
+    """
+    ranks = sorted(
+        int((coarse[question] > coarse[question][place]).sum())
+        for question, scores in full.items()
+        for place in np.argsort(-scores, kind="stable")[:DEEPEST]
+    )
+    refined = ranks[int(RECALL * len(ranks))] + 1
+    counts = np.diff(corpus.starts)
+    scores: Scores = {}
+    scored = 0
+    for question, mine in full.items():
+        kept = np.argsort(-coarse[question], kind="stable")[:refined]
+        scored += int(counts[kept].sum())
+        scores[question] = np.full(len(mine), mine.min() - 1)
+        scores[question][kept] = mine[kept]
+    run = ranked(scores, corpus.ids)
+    return {
+        "refined": refined,
+        "tokens_refined": round(scored / len(full) / int(counts.sum()), 4),
+        "overlap@10 with every document's codes": overlap(run, every),
+        "overlap@10 with exact": overlap(run, exact),
     }
 
 
 def bars(name: str, found: dict[str, Any]) -> list[dict[str, Any]]:
     """One corpus' figures beside what they are to reach."""
-    exact = found["exact"]["ndcg@10"]
+    exact, tiers = found["exact"]["ndcg@10"], found["pool factors"]["1"]["tiers"]
     return [
         report.bar(f"{name}: exact MaxSim, nDCG@10", exact, least=PUBLISHED[name] - SLACK),
         *[
             report.bar(
                 f"{name}: {tier} bytes, nDCG@10",
-                found["tiers"][str(tier)]["ndcg@10"],
+                tiers[str(tier)]["ndcg@10"],
                 least=exact - loss,
             )
             for tier, loss in LOSS.items()
         ],
         report.bar(
             f"{name}: 32 bytes, overlap@10 with exact",
-            found["tiers"]["32"]["overlap@10 with exact"],
+            tiers["32"]["overlap@10 with exact"],
             least=OVERLAP,
         ),
         report.bar(
             f"{name}: 8 bytes, bytes a token all told",
-            found["tiers"]["8"]["bytes_per_token"],
+            tiers["8"]["bytes_per_source_token"],
             most=BYTES,
         ),
     ]
@@ -267,12 +321,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=vectors.default_data())
     parser.add_argument("--out", type=Path, default=report.RESULTS)
+    parser.add_argument("--pool-factors", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--corpora", nargs="+", default=list(PUBLISHED), choices=list(PUBLISHED))
     arguments = parser.parse_args()
     result: dict[str, Any] = {"benchmark": "tokens", "model": MODEL, **report.surroundings()}
     with running("auto", "auto", MODEL) as encoder:
         result["quality"] = {
-            name: quality(encoder, arguments.data, name) for name in arguments.corpora
+            name: quality(encoder, arguments.data, name, arguments.pool_factors)
+            for name in arguments.corpora
         }
     result["bars"] = [line for item in result["quality"].items() for line in bars(*item)]
     report.keep("tokens", result, arguments.out)

@@ -268,6 +268,7 @@ class Administration:
         state = view.phase.value
         if view.phase is Phase.RUNNING:
             state = "serving" if view.serving else Phase.STARTING.value
+            state = "draining" if view.draining else state
         return router_pb2.ProcessInfo(
             name=spec.name,
             role=spec.role.value,

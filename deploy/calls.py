@@ -83,11 +83,15 @@ class Calls:
         stub = shard_pb2_grpc.ShardServiceStub(self._channel(address))
         return await _ask(getattr(stub, method)(request, timeout=timeout_s))
 
-    async def open_ingests(self, address: str, timeout_s: float) -> dict[str, int]:
-        """Ingest streams that are open at a router, by collection."""
+    async def router(self, address: str, timeout_s: float) -> router_pb2.GetStatusResponse:
+        """What a router says of itself."""
         stub = router_pb2_grpc.AdminServiceStub(self._channel(address))
         request = router_pb2.GetStatusRequest(router_only=True)
-        return dict((await _ask(stub.GetStatus(request, timeout=timeout_s))).open_ingests)
+        return await _ask(stub.GetStatus(request, timeout=timeout_s))
+
+    async def open_ingests(self, address: str, timeout_s: float) -> dict[str, int]:
+        """Ingest streams that are open at a router, by collection."""
+        return dict((await self.router(address, timeout_s)).open_ingests)
 
     async def shard_statuses(
         self, address: str, timeout_s: float

@@ -329,6 +329,10 @@ class Reconciler:
             self.fleet.update(replace(self.fleet.tracked[process.name].view, fingerprints=models))
         elif process.role is Role.SERVER:
             await self._report(process)
+        elif process.role is Role.ROUTER:
+            status = await self.calls.router(process.address, self.settings.probe_timeout_s)
+            view = self.fleet.tracked[process.name].view
+            self.fleet.update(replace(view, advertised=status.address, draining=status.draining))
 
     async def _report(self, process: Process) -> None:
         asked = frozenset(

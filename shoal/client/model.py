@@ -358,7 +358,7 @@ class ProcessInfo:
         name: e.g. "router-0".
         role: "router", "encoder", "server" or "controller".
         address: host:port.
-        state: "starting", "serving" or "dead".
+        state: "starting", "serving", "draining" or "dead".
         pid: on its host; 0 when unknown.
         restarts: times that it was started again.
         detail: why it does not serve; empty when nothing is wrong.

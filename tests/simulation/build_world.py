@@ -623,8 +623,9 @@ class World:
         self._raise()
 
     def _leftovers(self) -> str | None:
-        """What is left of generations that are gone; messages that come late may revive some."""
-        if any("late OpenShard" in fault or "repeated OpenShard" in fault for fault in self.faults):
+        """What is left of generations that are gone; an OpenShard that comes late revives some."""
+        reviving = ("late OpenShard", "repeated OpenShard", "hang server")
+        if any(self.faults[fault] for fault in reviving):
             return None
         known = {ref for record in self.records().values() for ref in record.collection.refs()}
         held = {ref for handle in self.servers.values() for ref in handle.server.entries}
