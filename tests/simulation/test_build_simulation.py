@@ -27,22 +27,22 @@ def seeds(count: int) -> range:
 
 
 def test_a_few_worlds_keep_every_promise() -> None:
-    worlds = [World(seed).run() for seed in seeds(8)]
+    worlds = [World(seed).run() for seed in seeds(4)]
     assert any(world.flips for world in worlds)
 
 
 @pytest.mark.slow
 def test_many_worlds_keep_every_promise() -> None:
-    worlds = [World(seed).run() for seed in seeds(40)]
-    if len(worlds) == 40:
+    worlds = [World(seed).run() for seed in seeds(15)]
+    if len(worlds) == 15:
         # The worlds are neither all calm nor all broken.
-        assert sum(world.flips for world in worlds) > 80
-        assert sum(sum(world.faults.values()) for world in worlds) > 800
+        assert sum(world.flips for world in worlds) > 30
+        assert sum(sum(world.faults.values()) for world in worlds) > 200
         assert any(world.went_back for world in worlds)
 
 
 def test_a_seed_replays_the_same_run() -> None:
-    for seed in (3, 8):
+    for seed in (2, 4):
         first, second = World(seed).run(), World(seed).run()
         assert (first.digest, first.effects) == (second.digest, second.effects)
 
@@ -60,6 +60,7 @@ def effects(kind: Kind) -> int:
     return World(1, Dials(kind=kind)).run().effects
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", VICTIMS)
 def test_a_build_outlives_a_kill_at_any_of_its_steps(victim: str) -> None:
     """After each catalog write and each call that changes a shard, by number. Between two of
@@ -134,6 +135,7 @@ MUTANTS: Sequence[tuple[str, Callable[..., Any], Dials]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("target", "mutant", "dials"), MUTANTS)
 def test_a_planted_bug_is_found(target: str, mutant: Callable[..., Any], dials: Dials) -> None:
     def worlds() -> None:
