@@ -12,7 +12,7 @@ from deploy.store import Store, Superseded
 from shoal.errors import CollectionExists, DiskFull
 from shoal.rpc.controller.v1 import controller_pb2
 from shoal.storage.directory import open_storage
-from shoal.storage.ports import Catalog
+from tests.unit.deploy.test_build import Failing
 
 BOUNDS = Bounds(max_dim=64, max_shards=8, default_shards=2)
 
@@ -82,26 +82,6 @@ async def test_starts_are_counted_until_the_address_is_forgotten(tmp_path: Path)
         assert store.starts == starts
 
 
-class Full:
-    """A catalog without room."""
-
-    def __init__(self, catalog: Catalog, writes: int) -> None:
-        self._catalog, self._left = catalog, writes
-
-    def _count(self) -> None:
-        if not self._left:
-            raise DiskFull("no room")
-        self._left -= 1
-
-    def put(self, key: str, value: bytes, expected: int) -> int | None:
-        self._count()
-        return self._catalog.put(key, value, expected)
-
-    def delete(self, key: str) -> None:
-        self._count()
-        self._catalog.delete(key)
-
-
 @pytest.mark.parametrize("writes", [0, 1])
 async def test_what_there_is_no_room_to_drop_is_not_dropped(
     tmp_path: Path, writes: int, monkeypatch: pytest.MonkeyPatch
@@ -110,7 +90,7 @@ async def test_what_there_is_no_room_to_drop_is_not_dropped(
     await store.create(record("a"))
     catalog = open_storage(str(tmp_path)).catalog
     with monkeypatch.context() as patched:
-        patched.setattr(store, "_catalog", Full(catalog, writes))
+        patched.setattr(store, "_catalog", Failing(catalog, writes, DiskFull("no room")))
         with pytest.raises(DiskFull):
             await store.drop("a")
     again = await opened(tmp_path)
@@ -125,7 +105,7 @@ async def test_what_was_dropped_without_room_does_not_come_back(
     await store.create(record("a"))
     catalog = open_storage(str(tmp_path)).catalog
     with monkeypatch.context() as patched:
-        patched.setattr(store, "_catalog", Full(catalog, 1))
+        patched.setattr(store, "_catalog", Failing(catalog, 1, DiskFull("no room")))
         with pytest.raises(DiskFull):
             await store.drop("a")
     (identity,) = store.drops
