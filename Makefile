@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test check lint proto clean
+.PHONY: install demo test check lint proto clean sim-builds
 
 install: $(VENV)/.installed
 
@@ -29,6 +29,10 @@ check: install
 
 test: install
 	$(BIN)/pytest tests
+
+# Worlds of builds from ever new seeds, for ten minutes; prints runs, faults, violations (0).
+sim-builds: install
+	$(BIN)/python -m tests.simulation.long_builds --seconds 600
 
 demo: install
 	$(BIN)/python -m deploy.demo

@@ -27,7 +27,6 @@ from deploy.records import (
     wish_from_message,
 )
 from shoal.errors import (
-    BuildUnderWay,
     ClusterUnreachable,
     CollectionExists,
     CollectionNotFound,
@@ -35,7 +34,6 @@ from shoal.errors import (
     EncoderUnavailable,
     InvalidRequest,
     LossMismatch,
-    NoPreviousGeneration,
     ShardUnavailable,
 )
 from shoal.rpc.common.v1 import common_pb2
@@ -176,8 +174,6 @@ class Administration:
             ShoalError: the next generation cannot be so.
         """
         record = self._record(request.name)
-        if self._generations.building(request.name) is not None:
-            raise BuildUnderWay(f"the next generation of {request.name} is being built already")
         wish = check_wish(rebuild_wish(record, request), self._bounds)
         if not request.encoder:
             settings = common_pb2.CollectionSettings()
@@ -200,13 +196,8 @@ class Administration:
             NoPreviousGeneration: there is none to go back to.
             StaleTopology: its shards are not open.
         """
-        record = self._record(name)
-        if self._generations.building(name) is not None:
-            raise BuildUnderWay(f"the next generation of {name} is being built")
-        previous = self._generations.previous(name)
-        if previous is None:
-            raise NoPreviousGeneration(f"{name} has no generation to go back to")
-        serving = await self._generations.rollback(record, previous)
+        self._record(name)
+        serving = await self._generations.rollback(name)
         await self._loop.until(lambda: self._serves(serving), _DROP_PATIENCE_S)
         return serving
 

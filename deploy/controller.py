@@ -63,7 +63,7 @@ class ControllerServer:
         self._server.add(service, servicer)
         servicer.address = await self._server.start(self._settings.host, self._settings.port)
         await store.announce(servicer.address)
-        self._work = asyncio.create_task(_together(reconciler.run(), generations.run()))
+        self._work = asyncio.create_task(together(reconciler.run(), generations.run()))
         await self._server.set_serving(True)
         logger.info("event=controller_serves address=%s", servicer.address)
         return servicer.address
@@ -90,7 +90,7 @@ class ControllerServer:
             await self._server.wait()
 
 
-async def _together(*works: Coroutine[Any, Any, None]) -> None:
+async def together(*works: Coroutine[Any, Any, None]) -> None:
     """Works until one ends, which is when the controller must; then ends the others."""
     tasks = [asyncio.ensure_future(work) for work in works]
     try:

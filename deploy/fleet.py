@@ -2,12 +2,12 @@
 
 import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from deploy.calls import Calls
+from deploy.clock import now_ns
 from deploy.core.shares import Share, failures_in_row, restart_delay_ns, shares
 from deploy.core.state import NEVER_NS, Phase, Process, ProcessSpec, Role
 from deploy.launchers.port import Handle, Launcher, StartFailed, StartSpec
@@ -99,7 +99,7 @@ class Fleet:
             spec.name, Tracked(Process(spec.name, spec.role, Phase.DEAD, 0))
         )
         tracked.view = Process(spec.name, spec.role, Phase.STARTING, incarnation)
-        tracked.started_ns = time.monotonic_ns()
+        tracked.started_ns = now_ns()
         self._begin(tracked, self._start(tracked, spec))
 
     async def stop(self, name: str) -> None:
@@ -152,8 +152,8 @@ class Fleet:
             await self._died(tracked, why)
 
     async def _died(self, tracked: Tracked, why: str) -> None:
-        address, now_ns = tracked.view.address, time.monotonic_ns()
-        lived_ns = now_ns - tracked.started_ns
+        address, died_ns = tracked.view.address, now_ns()
+        lived_ns = died_ns - tracked.started_ns
         tracked.failures = failures_in_row(tracked.failures, lived_ns)
         delay_ns = restart_delay_ns(tracked.failures, lived_ns)
         tracked.handle = None
@@ -163,7 +163,7 @@ class Fleet:
             tracked.view.role,
             Phase.DEAD,
             tracked.view.incarnation,
-            retry_at_ns=now_ns + delay_ns,
+            retry_at_ns=died_ns + delay_ns,
         )
         logger.warning(
             "event=died process=%s lived_ms=%d restart_in_ms=%d why=%r",

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from deploy.calls import WRITERS, short
+from deploy.clock import now_ns
 from deploy.copying import Copier
 from deploy.core.build import LEAST_TOKENS, GenerationPhase, training_due
 from deploy.core.state import Role
@@ -24,20 +24,21 @@ from deploy.shards import GenerationShards
 from deploy.store import Superseded
 from deploy.training import calibrate, train_codec
 from shard_service.codecs import drop_codecs
-from shoal.errors import ShoalError, StaleTopology
+from shoal.errors import BuildUnderWay, NoPreviousGeneration, ShoalError, StaleTopology
 from shoal.rpc.common.v1 import common_pb2
 from shoal.rpc.shard.v1 import shard_pb2
 from shoal.storage.directory import Storage
 
 logger = logging.getLogger(__name__)
 
+_BUILDING = (GenerationPhase.TRAINING, GenerationPhase.COPYING)
 _LOOK_S = 0.5
 _CLOSE = 64
 """So few documents are left to copy while writes wait."""
 _PASSES = 20
 """Copies of what changed before writes are stopped whatever is left."""
 _RETRY_S = 1.0
-_ADMIT_TIMEOUT_S = 5.0
+_ADMIT_TIMEOUT_S = 10.0
 _OPEN_TIMEOUT_S = 3_600.0
 
 
@@ -54,7 +55,7 @@ class _Quiet:
     """Since when a collection was not written to."""
 
     positions: tuple[int, ...] = ()
-    since_s: float = field(default_factory=time.monotonic)
+    since_ns: int = field(default_factory=now_ns)
 
 
 class Generations:
@@ -113,12 +114,13 @@ class Generations:
 
     def building(self, name: str) -> Record | None:
         """The generation that is being built, if one is."""
-        going = (GenerationPhase.TRAINING, GenerationPhase.COPYING)
-        return next((r for r in self.others(name) if r.collection.phase in going), None)
+        return next((r for r in self.others(name) if r.collection.phase in _BUILDING), None)
 
     def previous(self, name: str) -> Record | None:
         """The generation before, if it is still there."""
-        serving = self._loop.store.collections[name]
+        serving = self._loop.store.collections.get(name)
+        if serving is None:
+            return None
         kept = (
             record
             for record in self.others(name)
@@ -141,19 +143,30 @@ class Generations:
             self.given_up.pop(name, None)
             build = self._build(name, following.collection.name)
             self._tasks[name] = asyncio.create_task(build)
-        if not self.turns[name].locked():  # else a flip is under way, and sees to it
-            async with self.turns[name]:
+        if self.turns[name].locked():
+            return  # a flip is under way, and sees to it
+        async with self.turns[name]:
+            try:
                 await self._settle(name)
+            except ShoalError as error:
+                logger.warning("event=settle_failed collection=%s why=%s", name, short(error))
 
     async def _settle(self, name: str) -> None:
-        """Outside of flips: writers as they should be, and training where it is due."""
+        """Outside of flips: no generation too many, writers as they should be, and training
+        where it is due.
+        """
         record = self._loop.store.collections.get(name)
         if record is None:
             return
+        for each in self.others(name):
+            own = each.collection
+            kept = own.phase in _BUILDING or own.generation == record.collection.previous
+            if not kept:
+                await self._loop.store.drop(own.name)
         for each in (record, *self.others(name)):
             await self._admit(each)
         if self.building(name) is None and await self._trains(record):
-            await self.begin(record, record.settings, len(record.collection.shards))
+            await self._begin(record, record.settings, len(record.collection.shards))
 
     async def begin(
         self,
@@ -170,7 +183,32 @@ class Generations:
             settings: of the next.
             shards: of the next.
             keeps_codec: a trained codec and its efforts are to serve on, if there is one.
+
+        Raises:
+            BuildUnderWay: one is being built already.
+            StaleTopology: that generation does not serve any more.
         """
+        name = record.settings.name
+        self._check_not_building(name)
+        async with self.turns[name]:
+            self._check_not_building(name)
+            serving = self._loop.store.collections.get(name)
+            if serving is None or serving.collection.identity != record.collection.identity:
+                raise StaleTopology(f"another generation of {name} serves now; ask again")
+            return await self._begin(record, settings, shards, keeps_codec=keeps_codec)
+
+    def _check_not_building(self, name: str) -> None:
+        if self.building(name) is not None:
+            raise BuildUnderWay(f"the next generation of {name} is being built already")
+
+    async def _begin(
+        self,
+        record: Record,
+        settings: common_pb2.CollectionSettings,
+        shards: int,
+        *,
+        keeps_codec: bool = False,
+    ) -> Record:
         keeps = keeps_codec and bool(record.settings.late.codec)
         trains = not keeps and (
             settings.kind == common_pb2.COLLECTION_KIND_COLBERT
@@ -198,7 +236,7 @@ class Generations:
         if settings.kind != common_pb2.COLLECTION_KIND_COLBERT or settings.late.codec:
             return False
         if collection.highest > collection.generation:
-            return False  # somebody went back to this one
+            return False  # somebody went back to this one, or the next one was given up
         statuses = [self._loop.statuses.get(ref) for ref in collection.refs()]
         if any(status is None for status in statuses):
             return False
@@ -206,7 +244,7 @@ class Generations:
         known = self._quiet.setdefault(collection.identity, _Quiet())
         if known.positions != positions:
             self._quiet[collection.identity] = known = _Quiet(positions)
-        quiet = time.monotonic() - known.since_s >= self._loop.settings.train_quiet_s
+        quiet = now_ns() - known.since_ns >= self._loop.settings.train_quiet_s * 1e9
         tokens, train_at = self._tokens(record), settings.late.train_at
         if not training_due(tokens, train_at, quiet=quiet):
             return False
@@ -245,33 +283,47 @@ class Generations:
     async def _build(self, name: str, following: str) -> None:
         """Goes on until the generation serves, or can never."""
         try:
-            while following in self._loop.store.collections:
+            while self._is_building(following):
                 try:
                     await self._advance(name, following)
-                    return
                 except ShoalError as error:
                     self.details[following] = short(error)
                     logger.warning("event=build_failed name=%s why=%s", following, short(error))
-                    if error.caller_fault:
-                        await self._give_up(name, following, short(error))
-                        return
+                    await asyncio.sleep(_RETRY_S)
                 except Superseded:
                     raise
                 except Exception:
                     # A build must not take the controller along, which does much else.
                     self.details[following] = "building failed; the controller's log says why"
                     logger.exception("event=build_failed name=%s", following)
-                await asyncio.sleep(_RETRY_S)
+                    await asyncio.sleep(_RETRY_S)
         finally:
             self.details.pop(following, None)
 
-    async def _give_up(self, name: str, following: str, why: str) -> None:
+    def _is_building(self, following: str) -> bool:
+        """It is neither dropped nor serves; nor has served, and got its name back by that."""
         record = self._loop.store.collections.get(following)
-        if record is not None:
-            self.given_up[name] = GivenUp(record.collection.generation, why)
-            await self._loop.store.drop(following)
+        return record is not None and record.collection.phase in _BUILDING
 
     async def _advance(self, name: str, following: str) -> None:
+        """Has the generation serve, or gives it up."""
+        try:
+            await self._bring_to_serve(name, following)
+        except ShoalError as error:
+            if not error.caller_fault:
+                raise
+            await self._give_up(name, following, short(error))
+
+    async def _give_up(self, name: str, following: str, why: str) -> None:
+        store = self._loop.store
+        number = store.collections[following].collection.generation
+        # Its number is not given again: what belongs to it may come, or go, later.
+        store.collections[name] = store.collections[name].numbered(number)
+        await store.save(name)
+        await store.drop(following)
+        self.given_up[name] = GivenUp(number, why)
+
+    async def _bring_to_serve(self, name: str, following: str) -> None:
         source = GenerationShards(self._loop, name)
         target = GenerationShards(self._loop, following)
         if target.record.collection.phase is GenerationPhase.TRAINING:
@@ -328,16 +380,22 @@ class Generations:
                 raise
             await self._admit_now(source.name)
 
-    async def rollback(self, record: Record, to: Record) -> Record:
+    async def rollback(self, name: str) -> Record:
         """Serves the generation before again; gives its record.
 
         Raises:
+            BuildUnderWay: the next one is being built.
+            NoPreviousGeneration: there is none to go back to.
             StaleTopology: one of its shards, or of those that serve, is not open.
         """
-        name = record.collection.name
-        source = GenerationShards(self._loop, name)
-        target = GenerationShards(self._loop, to.collection.name)
+        self._check_not_building(name)
         async with self.turns[name]:
+            self._check_not_building(name)
+            previous = self.previous(name)
+            if previous is None:
+                raise NoPreviousGeneration(f"{name} has no generation to go back to")
+            source = GenerationShards(self._loop, name)
+            target = GenerationShards(self._loop, previous.collection.name)
             try:
                 stopped = await _set_writers(source, shard_pb2.WRITERS_NOBODY)
                 _check_unopened(source, stopped)
@@ -351,10 +409,7 @@ class Generations:
         return self._loop.store.collections[name]
 
     async def _serve(self, name: str, to: str, handed_over: Sequence[int] | None) -> None:
-        earlier = self.previous(name)
         await self._loop.store.flip(name, to, handed_over)
-        if earlier is not None and earlier.collection.name != to:
-            await self._loop.store.drop(earlier.collection.name)
         self._loop.wake()
         generation = self._loop.store.collections[name].collection.generation
         logger.info("event=flipped collection=%s generation=%d", name, generation)
@@ -372,9 +427,20 @@ class _Stopped:
     epochs: list[int]
 
 
+def _word(
+    shards: GenerationShards, number: int, writers: shard_pb2.Writers.ValueType
+) -> shard_pb2.SetWritersRequest:
+    """Says whose writes a shard takes. One that comes late must not undo a later one."""
+    return shard_pb2.SetWritersRequest(
+        writers=writers,
+        writer_epoch=shards.epochs()[number],
+        order=shards.loop.store.next_order(),
+    )
+
+
 async def _set_writers(shards: GenerationShards, writers: shard_pb2.Writers.ValueType) -> _Stopped:
     replies = [
-        await shards.call(number, "SetWriters", shard_pb2.SetWritersRequest(writers=writers))
+        await shards.call(number, "SetWriters", _word(shards, number, writers), _ADMIT_TIMEOUT_S)
         for number in range(shards.count)
     ]
     return _Stopped([r.position for r in replies], [r.writer_epoch for r in replies])
@@ -390,8 +456,8 @@ async def _set_writers_of(
     shards: GenerationShards, number: int, writers: shard_pb2.Writers.ValueType
 ) -> bool:
     """Sets the writers of one shard; False if it does not answer."""
-    request = shard_pb2.SetWritersRequest(writers=writers)
     try:
+        request = _word(shards, number, writers)
         await shards.call(number, "SetWriters", request, _ADMIT_TIMEOUT_S)
     except ShoalError as error:
         logger.info(

@@ -5,12 +5,12 @@ It carries out what `deploy.core.planner` decides, and publishes the topology.
 
 import asyncio
 import logging
-import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import replace
 from typing import Any
 
 from deploy.calls import Calls, short
+from deploy.clock import now_ns
 from deploy.core.build import GenerationPhase
 from deploy.core.planner import (
     Action,
@@ -96,6 +96,7 @@ class Reconciler:
         self.failures: dict[object, int] = {}
         self._dropping: dict[ShardRef, int] = {}
         self._dropped: set[ShardRef] = set()
+        self._forgetting: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._trouble: BaseException | None = None
         self._counts_ns = 0
@@ -137,7 +138,7 @@ class Reconciler:
         """
         while True:
             self._wake.clear()
-            for action in plan(self.desired(), self.observed(), time.monotonic_ns()):
+            for action in plan(self.desired(), self.observed(), now_ns()):
                 self._begin(action)
             await self._publish()
             async with self._changed:
@@ -235,9 +236,9 @@ class Reconciler:
             case DropShard(ref, server):
                 self._dropping[ref] = NEVER_NS
                 self._spawn(self._drop(ref, server))
-            case ForgetDrop(identity):
-                del self.store.drops[identity]
-                self._spawn(self.store.forget_drop(identity))
+            case ForgetDrop(identity) if identity not in self._forgetting:
+                self._forgetting.add(identity)
+                self._spawn(self._forget(identity))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -274,9 +275,9 @@ class Reconciler:
             action.server,
             action.epoch,
         )
-        # The epoch is durable before anybody may write under it.
-        await self.store.save(action.collection)
         try:
+            # The epoch is durable before anybody may write under it.
+            await self.store.save(action.collection)
             status = await self.calls.open_shard(
                 address, record, ref.shard, accept_loss, self.settings.open_timeout_s
             )
@@ -346,10 +347,20 @@ class Reconciler:
         for known in (self.shards, self.statuses, self.details, self._dropping):
             known.pop(ref, None)
 
+    async def _forget(self, identity: str) -> None:
+        refs = self.store.drops[identity].collection.refs()
+        try:
+            await self.store.forget_drop(identity)
+            self._dropped.difference_update(refs)
+        except ShoalError as error:
+            logger.warning("event=forget_failed generation=%s why=%s", identity, short(error))
+        finally:
+            self._forgetting.discard(identity)
+
     def retry_at(self, key: object) -> int:
         """When to try again what failed once more."""
         self.failures[key] = self.failures.get(key, 0) + 1
-        return time.monotonic_ns() + retry_delay_ns(self.failures[key])
+        return now_ns() + retry_delay_ns(self.failures[key])
 
     # --- what is seen ----------------------------------------------------------
 
@@ -405,14 +416,18 @@ class Reconciler:
     # --- publishing --------------------------------------------------------------
 
     async def _publish(self) -> None:
-        now_ns = time.monotonic_ns()
-        counts_due = now_ns - self._counts_ns >= self.settings.counts_interval_s * 1e9
+        at_ns = now_ns()
+        counts_due = at_ns - self._counts_ns >= self.settings.counts_interval_s * 1e9
         topology = next_topology(self.desired(), self.observed(), self.published, counts_due)
         if topology is None:
             return
-        await self.store.publish(topology_to_message(topology, self.store.collections))
+        try:
+            await self.store.publish(topology_to_message(topology, self.store.collections))
+        except ShoalError as error:
+            logger.warning("event=publish_failed why=%s", short(error))
+            return
         self._published(topology)
-        self._counts_ns = now_ns
+        self._counts_ns = at_ns
         logger.info("event=published topology_version=%d", topology.version)
 
     def _published(self, topology: Topology) -> None:

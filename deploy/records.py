@@ -86,6 +86,11 @@ class Record:
         name = record_name(self.settings.name, self.collection.generation, phase)
         return replace(self, collection=replace(self.collection, name=name, phase=phase))
 
+    def numbered(self, generation: int) -> "Record":
+        """The record where a generation of the collection has had this number."""
+        highest = max(self.collection.highest, generation)
+        return replace(self, collection=replace(self.collection, highest=highest))
+
     def with_settings(self, settings: common_pb2.CollectionSettings) -> "Record":
         """The record with settings that became known while it was built."""
         return replace(self, settings=settings)

@@ -31,7 +31,8 @@ class Store:
     """What the controller keeps. It remembers the version of each record that it
     read or wrote last; a write that finds another one raises Superseded.
 
-    File operations run on a thread, one at a time.
+    File operations run on a thread, one at a time. Memory follows the catalog, also where a
+    write fails half way or its caller leaves: what others see in memory is durable.
     """
 
     def __init__(self, catalog: Catalog) -> None:
@@ -50,6 +51,7 @@ class Store:
         """Controllers that announced themselves since `shoal up`, this one included."""
         self.flipping: set[str] = set()
         """Names of records of which one is about to serve instead of the other."""
+        self._orders = 0
 
     async def load(self) -> None:
         """Reads everything, and finishes drops that a crash cut short."""
@@ -122,19 +124,33 @@ class Store:
 
         self.starts = await self._run(write)
 
+    def next_order(self) -> int:
+        """A number above all that this controller and those before it have given."""
+        self._orders += 1
+        return (self.starts << 32) + self._orders
+
     async def create(self, record: Record) -> None:
         """Records a new collection.
 
         Raises:
             CollectionExists: the name is taken.
         """
-        key = _COLLECTIONS + record.collection.name
-        data = record.to_message().SerializeToString()
-        version = await self._run(lambda: self._catalog.put(key, data, 0))
-        if version is None:
-            raise CollectionExists(f"there is a collection {record.collection.name} already")
-        self._versions[key] = version
-        self.collections[record.collection.name] = record
+        name = record.collection.name
+        key, data = _COLLECTIONS + name, record.to_message().SerializeToString()
+        created = False
+
+        def write() -> None:
+            nonlocal created
+            version = self._catalog.put(key, data, 0)
+            if version is None:
+                raise CollectionExists(f"there is a collection {name} already")
+            self._versions[key], created = version, True
+
+        try:
+            await self._run(write)
+        finally:
+            if created:
+                self.collections[name] = record
 
     async def save(self, name: str) -> None:
         """Records a collection's placements as they are now in `collections`; one
@@ -158,8 +174,12 @@ class Store:
             Superseded: another controller did.
         """
         data = json.dumps(wanted.to_json()).encode()
-        await self._run(lambda: self._write(WANTED_KEY, data))
-        self.wanted = wanted
+
+        def write() -> None:
+            self._write(WANTED_KEY, data)
+            self.wanted = wanted
+
+        await self._run(write)
 
     def named(self, ref: ShardRef) -> str:
         """The name of the record of a shard's generation, which a flip changes; empty if
@@ -186,54 +206,86 @@ class Store:
                 return None
             return record.placed(ref.shard, change(record.collection.shards[ref.shard]))
 
-        async with self._turn:
+        written = False
+
+        def write() -> None:
+            nonlocal written
             record = changed()
-            if record is None:
-                return False
-            data = record.to_message().SerializeToString()
-            await asyncio.to_thread(self._write, _COLLECTIONS + name, data)
+            if record is not None:
+                self._write(_COLLECTIONS + name, record.to_message().SerializeToString())
+                written = True
+
+        after: Record | None = None
+        try:
+            await self._run(write)
+        finally:
             # Meanwhile other shards of the record may have been placed.
-            after = changed()
+            after = changed() if written else None
             if after is not None:
                 self.collections[name] = after
-            return after is not None
+        return after is not None
 
     async def drop(self, name: str) -> Record:
         """Turns a generation's record into one of data to delete.
 
         Dropping the one that serves drops the collection: what is left of it goes too.
+
+        Raises:
+            NotReady: it was dropped meanwhile.
+            DiskFull: no room; what was not dropped yet is as it was.
         """
-        record = self.collections[name]
-        serving = record.collection.phase is GenerationPhase.SERVING
-        going = [
-            each
-            for each in self.collections.values()
-            if each is record or (serving and each.settings.name == record.settings.name)
-        ]
-        # The serving record goes first: without it the others are known to be leftovers.
-        going.sort(key=lambda each: each.collection.phase is not GenerationPhase.SERVING)
+        dropped: list[Record] = []
 
         def write() -> None:
-            for each in going:
+            for each in self._going(name):
                 data = each.to_message().SerializeToString()
                 self._write(_DROPS + each.collection.identity, data)
+                dropped.append(each)
                 self._delete(_COLLECTIONS + each.collection.name)
 
-        for each in going:
-            del self.collections[each.collection.name]
-            self.drops[each.collection.identity] = each
-        await self._run(write)
-        return record
+        try:
+            await self._run(write)
+        finally:
+            for each in dropped:
+                del self.collections[each.collection.name]
+                self.drops[each.collection.identity] = each
+        return dropped[0]
+
+    def _going(self, name: str) -> list[Record]:
+        """The generations that go when one does."""
+        record = self.collections.get(name)
+        if record is None:
+            raise NotReady(f"{name} was dropped meanwhile")
+        if record.collection.phase is not GenerationPhase.SERVING:
+            return [record]
+        others = [
+            each
+            for each in list(self.collections.values())
+            if each is not record and each.settings.name == record.settings.name
+        ]
+        # The serving record goes first: without it the others are known to be leftovers.
+        return [record, *others]
 
     async def forget_drop(self, identity: str) -> None:
-        """Removes the record of a dropped generation whose data is gone."""
-        await self._run(lambda: self._delete(_DROPS + identity))
+        """Removes the record of a dropped generation whose data is gone.
+
+        Raises:
+            DiskFull: no room; its data has to be deleted once more.
+        """
+        name = self.drops[identity].collection.name
+
+        def write() -> None:
+            if name not in self.collections:
+                self._delete(_COLLECTIONS + name)  # where there was no room when it was dropped
+            self._delete(_DROPS + identity)
+
+        await self._run(write)
+        del self.drops[identity]
 
     async def flip(self, name: str, to: str, handed_over: Sequence[int] | None = None) -> None:
         """Has another generation of a collection serve, in one compare-and-swap.
 
-        Memory follows the catalog: what is published is durable. Meanwhile neither record's
-        shards are opened (see `flipping`).
+        Meanwhile neither record's shards are opened (see `flipping`).
 
         Args:
             name: of the collection.
@@ -250,23 +302,27 @@ class Store:
         previous = old.as_phase(GenerationPhase.PREVIOUS)
         serving = _flipped(old, new, handed_over)
 
+        flipped = False
+
         def write() -> None:
+            nonlocal flipped
             if self.collections.get(name) is not old:
                 raise NotReady(f"{name} was dropped meanwhile")
             before = _COLLECTIONS + previous.collection.name
             self._write(before, previous.to_message().SerializeToString())
             self._write(_COLLECTIONS + name, serving.to_message().SerializeToString())
+            flipped = True
+            self._delete(_COLLECTIONS + to)
 
         self.flipping |= {name, to}
         try:
             await self._run(write)
-            if self.collections.get(name) is old:
+        finally:
+            self.flipping -= {name, to}
+            if flipped:
                 del self.collections[to]
                 self.collections[name] = serving
                 self.collections[previous.collection.name] = previous
-        finally:
-            self.flipping -= {name, to}
-        await self._run(lambda: self._delete(_COLLECTIONS + to))
 
     async def publish(self, topology: controller_pb2.Topology) -> None:
         """Records a topology, so that routers start without a controller.
@@ -285,8 +341,14 @@ class Store:
         self._versions[key] = version
 
     async def _run(self, call: Callable[[], T]) -> T:
+        """What has begun happens: whoever leaves meanwhile leaves after it."""
         async with self._turn:
-            return await asyncio.to_thread(call)
+            work = asyncio.ensure_future(asyncio.to_thread(call))
+            try:
+                return await asyncio.shield(work)
+            except asyncio.CancelledError:
+                await asyncio.gather(work, return_exceptions=True)
+                raise
 
 
 def _flipped(old: Record, new: Record, handed_over: Sequence[int] | None) -> Record:

@@ -92,7 +92,6 @@ class Registry:
         with self._lock:
             entry = self._idle(spec)
             if entry.shard is not None and entry.writer_epoch == writer_epoch:
-                entry.shard.admit(writers)
                 return _status(entry)
             if entry.writer_epoch > writer_epoch:
                 raise SupersededWriter(

@@ -289,7 +289,9 @@ class _Servicer(shard_pb2_grpc.ShardServiceServicer):
     ) -> shard_pb2.SetWritersResponse:
         shard = self._registry.serving(messages.shard_ref(request.key))
         writers = messages.writers(request.writers)
-        position = await self._on(self._admin, lambda: shard.admit(writers))
+        position = await self._on(
+            self._admin, lambda: shard.admit(writers, request.writer_epoch, request.order)
+        )
         return shard_pb2.SetWritersResponse(position=position, writer_epoch=shard.writer_epoch)
 
     # --- late interaction ---------------------------------------------------------

@@ -41,7 +41,7 @@ from shard_service.writer import (
     WriteOutcome,
     Writer,
 )
-from shoal.errors import NotSupported, Overloaded
+from shoal.errors import NotSupported, Overloaded, StaleTopology
 from shoal.storage.directory import Storage
 from shoal.storage.ports import Log, LogEntry
 from shoal.types import Float32Matrix, Kind
@@ -336,16 +336,24 @@ class Shard:
             found.append((content, vectors))
         return found
 
-    def admit(self, writers: Writers) -> int:
+    def admit(self, writers: Writers, writer_epoch: int = 0, order: int = 0) -> int:
         """Takes the writes of these alone from now on.
+
+        Args:
+            writers: they.
+            writer_epoch: under which the shard must be open; 0 is whichever it is.
+            order: see `Writer.admit`.
 
         Returns:
             The position when no write that came before is under way.
 
         Raises:
-            StaleTopology: the shard is closed.
+            StaleTopology: the shard is closed, open under another epoch, or has had a later
+                word.
         """
-        self._writer.admit(writers)
+        if writer_epoch not in {0, self.writer_epoch}:
+            raise StaleTopology(f"the shard is open under epoch {self.writer_epoch}")
+        self._writer.admit(writers, order)
         with self._lock:
             return self._state.position
 

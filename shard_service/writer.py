@@ -140,6 +140,7 @@ class Writer:
         self._max_waiting = max_waiting
         self._admission = threading.Lock()
         self.writers = writers
+        self._order = 0
         self._log_lock = threading.Lock()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="shard-writer", daemon=True)
@@ -175,19 +176,25 @@ class Writer:
         except SupersededWriter as error:
             raise StaleTopology("another server has taken this shard over") from error
 
-    def admit(self, writers: Writers) -> None:
+    def admit(self, writers: Writers, order: int) -> None:
         """Takes these writers' operations alone from now on; what waits still happens.
 
         Returns when nothing that was queued before is under way.
 
+        Args:
+            writers: they.
+            order: of this word among those of all controllers; grows.
+
         Raises:
-            StaleTopology: the shard is closed.
+            StaleTopology: the shard is closed, or has had a later word.
         """
         mark = Mark()
         with self._admission:
             if self._closed:
                 raise StaleTopology("the shard is closed on this server")
-            self.writers = writers
+            if order < self._order:
+                raise StaleTopology("a later word on the shard's writers came before this one")
+            self.writers, self._order = writers, order
             self._queue.put(mark)
         mark.done.result()
 

@@ -12,10 +12,11 @@ from deploy.core.state import Placement, Role
 from deploy.core.wanted import Wanted
 from deploy.records import Record, new_record
 from deploy.store import Store, Superseded
-from shoal.errors import CollectionExists
+from shoal.errors import CollectionExists, DiskFull
 from shoal.rpc.controller.v1 import controller_pb2
 from shoal.storage.directory import open_storage
 from shoal.types import ShardRef
+from tests.unit.deploy.test_build import Failing
 
 BOUNDS = Bounds(max_dim=64, max_shards=8, default_shards=2)
 
@@ -120,3 +121,47 @@ async def test_placements_of_one_record_change_beside_each_other(tmp_path: Path)
     store.flipping.clear()
     await store.drop("a")
     assert not await store.place(refs[0], lambda _: Placement("x", 1))
+
+
+@pytest.mark.parametrize("writes", [0, 1])
+async def test_what_there_is_no_room_to_drop_is_not_dropped(
+    tmp_path: Path, writes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = await opened(tmp_path)
+    await store.create(record("a"))
+    catalog = open_storage(str(tmp_path)).catalog
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "_catalog", Failing(catalog, writes, DiskFull("no room")))
+        with pytest.raises(DiskFull):
+            await store.drop("a")
+    again = await opened(tmp_path)
+    assert (store.collections, store.drops) == (again.collections, again.drops)
+    assert len(again.drops) == writes
+
+
+async def test_what_was_dropped_without_room_does_not_come_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = await opened(tmp_path)
+    await store.create(record("a"))
+    catalog = open_storage(str(tmp_path)).catalog
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "_catalog", Failing(catalog, 1, DiskFull("no room")))
+        with pytest.raises(DiskFull):
+            await store.drop("a")
+    (identity,) = store.drops
+    await store.forget_drop(identity)
+    again = await opened(tmp_path)
+    assert (again.collections, again.drops) == ({}, {})
+
+
+async def test_a_write_whose_caller_leaves_happens_and_is_known(tmp_path: Path) -> None:
+    store = await opened(tmp_path)
+    creating = asyncio.create_task(store.create(record("a")))
+    while not store._turn.locked():
+        await asyncio.sleep(0)
+    creating.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await creating
+    assert store.collections == (await opened(tmp_path)).collections
+    assert list(store.collections) == ["a"]

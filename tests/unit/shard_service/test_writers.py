@@ -82,6 +82,18 @@ def test_only_those_who_may_write_do(tmp_path: Path, writers: Writers) -> None:
         assert not refused(shard, Writers.USERS)
 
 
+def test_a_word_that_comes_late_undoes_none(tmp_path: Path) -> None:
+    with opened(filled(tmp_path)) as cluster:
+        (shard,) = cluster.open_shards
+        shard.admit(Writers.NOBODY, shard.writer_epoch, 2)
+        for epoch, order in ((shard.writer_epoch, 1), (shard.writer_epoch + 1, 3)):
+            with pytest.raises(StaleTopology):
+                shard.admit(Writers.USERS, epoch, order)
+        assert shard.writers is Writers.NOBODY
+        shard.admit(Writers.USERS, shard.writer_epoch, 3)
+        assert shard.writers is Writers.USERS
+
+
 def test_a_shard_opens_with_its_writers(tmp_path: Path) -> None:
     cluster = filled(tmp_path)
     shard = Shard(cluster.spec(0), cluster.storage, cluster.settings, 1, writers=Writers.NOBODY)

@@ -1167,8 +1167,16 @@ class SetWritersRequest(_message.Message):
 
     KEY_FIELD_NUMBER: _builtins.int
     WRITERS_FIELD_NUMBER: _builtins.int
+    WRITER_EPOCH_FIELD_NUMBER: _builtins.int
+    ORDER_FIELD_NUMBER: _builtins.int
     writers: Global___Writers.ValueType
     """Theirs alone."""
+    writer_epoch: _builtins.int
+    """Epoch under which the shard must be open; 0 is whichever it is."""
+    order: _builtins.int
+    """Grows with every such message of all controllers: one that comes after a later one
+    was obeyed is refused (STALE_TOPOLOGY).
+    """
     @_builtins.property
     def key(self) -> Global___ShardKey:
         """The shard."""
@@ -1178,10 +1186,12 @@ class SetWritersRequest(_message.Message):
         *,
         key: Global___ShardKey | None = ...,
         writers: Global___Writers.ValueType = ...,
+        writer_epoch: _builtins.int = ...,
+        order: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "writers", b"writers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "order", b"order", "writer_epoch", b"writer_epoch", "writers", b"writers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
