@@ -43,7 +43,7 @@ BENCH_DATA ?= ../shared/data
 
 .PHONY: bench-peers bench-single bench-quality bench-ingest bench-encoder bench-tokens bench-maxsim \
 	bench-colbert bench-colbert-large bench-late-peers bench-late-scale \
-	bench-ray-faults
+	bench-ray-faults bench-overload
 
 bench-peers: $(BENCH_VENV)/.installed
 
@@ -100,4 +100,8 @@ bench-late-scale: install
 
 bench-ray-faults: install
 	$(BIN)/python -m bench.ray_faults
+	$(BIN)/python -m bench.page
+
+bench-overload: install
+	$(BIN)/python -m bench.overload
 	$(BIN)/python -m bench.page

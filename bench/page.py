@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bench import page_late
+from bench import page_late, page_overload
 from bench.page_parts import bars, surroundings, table
 from bench.report import RESULTS, ROOT
 
@@ -32,6 +32,7 @@ it: read the ratios, which are of one run on the same cores, load generator incl
 | `make bench-late-scale` | kind colbert by corpus size, to 300,000 documents | 15 min |
 | `make bench-ray-faults` | a Ray node killed, and Ray's head: what goes on, for how long | 10 min |
 | `make bench-maxsim` | the MaxSim kernels: tokens a second on one core | 1 min |
+| `make bench-overload` | up to ten times what slowed shards, or an encoder, can bear | 7 min |
 
 `BENCH_DATA` names the folder that holds the two corpora in BEIR's layout; without it, single and
 ingest use synthetic vectors, and say so. `make bench-single` wants h2load (Debian's
@@ -205,8 +206,14 @@ def ingest(result: dict[str, Any]) -> str:
 def ray_faults(result: dict[str, Any]) -> str:
     """`make bench-ray-faults`."""
     node = result["node_killed"]
-    heads = ", ".join(
-        f"{each['questions_went_on_s']:.0f} s with {each['reconnect_timeout_s']}"
+    heads = "; ".join(
+        f"with {each['reconnect_timeout_s']}, the raylets ended after "
+        f"{each.get('raylet_ended_s', 'more')} s, and questions "
+        + (
+            f"failed after {each['questions_failed_s']} s"
+            if "questions_failed_s" in each
+            else f"still went on after {each['questions_went_on_s']:.0f} s"
+        )
         for each in result["head_killed"]
     )
     return "\n".join(
@@ -216,8 +223,8 @@ def ray_faults(result: dict[str, Any]) -> str:
             "that searches without a pause.\n",
             f"The node of one server killed: every answer whole again after "
             f"{node['whole_again_s']} s, the server on another node, {node['documents_lost']} "
-            "documents lost. Ray's control service (GCS) killed for good: questions went on for "
-            f"{heads} as `RAY_gcs_rpc_server_reconnect_timeout_s`, then Ray ended its nodes.",
+            "documents lost. Ray's control service (GCS) killed for good, by "
+            f"`RAY_gcs_rpc_server_reconnect_timeout_s`: {heads}.",
         ]
     )
 
@@ -232,6 +239,7 @@ SECTIONS = {
     "late-peers-scifact": page_late.peers,
     "late_scale": page_late.scale,
     "ray_faults": ray_faults,
+    "overload": page_overload.overload,
 }
 
 

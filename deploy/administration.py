@@ -290,7 +290,7 @@ class Administration:
         state = view.phase.value
         if view.phase is Phase.RUNNING:
             state = "serving" if view.serving else Phase.STARTING.value
-            state = "draining" if draining else state
+            state = "draining" if draining or view.draining else state
         return router_pb2.ProcessInfo(
             name=name,
             role=role.value,

@@ -83,18 +83,15 @@ class Calls:
         stub = shard_pb2_grpc.ShardServiceStub(self._channel(address))
         return await _ask(getattr(stub, method)(request, timeout=timeout_s))
 
-    async def open_ingests(self, address: str, timeout_s: float) -> dict[str, int]:
-        """Ingest streams that are open at a router, by collection."""
-        return dict((await self._router(address, timeout_s)).open_ingests)
-
-    async def followed_version(self, address: str, timeout_s: float) -> int:
-        """Version of the topology that a router follows."""
-        return (await self._router(address, timeout_s)).topology_version
-
-    async def _router(self, address: str, timeout_s: float) -> router_pb2.GetStatusResponse:
+    async def router(self, address: str, timeout_s: float) -> router_pb2.GetStatusResponse:
+        """What a router says of itself."""
         stub = router_pb2_grpc.AdminServiceStub(self._channel(address))
         request = router_pb2.GetStatusRequest(router_only=True)
         return await _ask(stub.GetStatus(request, timeout=timeout_s))
+
+    async def open_ingests(self, address: str, timeout_s: float) -> dict[str, int]:
+        """Ingest streams that are open at a router, by collection."""
+        return dict((await self.router(address, timeout_s)).open_ingests)
 
     async def shard_statuses(
         self, address: str, timeout_s: float

@@ -360,11 +360,16 @@ class Reconciler:
         elif process.role is Role.SERVER:
             await self._report(process)
         else:
-            version = await self.calls.followed_version(
-                process.address, self.settings.probe_timeout_s
+            status = await self.calls.router(process.address, self.settings.probe_timeout_s)
+            view = self.fleet.tracked[process.name].view
+            self.fleet.update(
+                replace(
+                    view,
+                    advertised=status.address,
+                    draining=status.draining,
+                    topology_version=status.topology_version,
+                )
             )
-            current = self.fleet.tracked[process.name].view
-            self.fleet.update(replace(current, topology_version=version))
 
     async def _report(self, process: Process) -> None:
         asked = frozenset(

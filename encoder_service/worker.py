@@ -223,7 +223,7 @@ class EncodeWorker:
             logger.exception("event=batch_failed texts=%d length=%d", len(inputs), run.length)
             error = raised
         elapsed_ns = time.monotonic_ns() - started_ns
-        self._act(BatchDone(run.length * len(inputs), elapsed_ns))
+        self._act(BatchDone(run.items[0].lane, run.length * len(inputs), elapsed_ns))
         _measure(run, elapsed_ns, [started_ns - text.since_ns for text in texts])
         batch = next(self._batches)
         for number, text in enumerate(texts):

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -32,6 +32,21 @@ from shoal.wire.server import Context
 _STATUS_TIMEOUT_S = 5.0
 
 
+@dataclass(slots=True)
+class Presence:
+    """What a router says of itself, as it is now.
+
+    Attributes:
+        open_ingests: streams open at it by collection.
+        address: host:port at which clients are to call it; empty where that is not known.
+        draining: it is about to end.
+    """
+
+    open_ingests: Mapping[str, int]
+    address: str = ""
+    draining: bool = False
+
+
 class AdminService:
     """Collections and status; methods bear the names of their RPCs.
 
@@ -41,7 +56,7 @@ class AdminService:
         shards: calls to owners.
         checker: of requests.
         settings: time-outs.
-        open_ingests: streams open at this router by collection, as they are now.
+        presence: of this router.
     """
 
     def __init__(
@@ -51,10 +66,10 @@ class AdminService:
         shards: ShardCalls,
         checker: RequestChecker,
         settings: RouterSettings,
-        open_ingests: Mapping[str, int],
+        presence: Presence,
     ) -> None:
         self._follower = follower
-        self._open_ingests = open_ingests
+        self._presence = presence
         self._peers = peers
         self._shards = shards
         self._checker = checker
@@ -192,12 +207,15 @@ class AdminService:
     async def _status(
         self, request: router_pb2.GetStatusRequest, clock: Clock
     ) -> router_pb2.GetStatusResponse:
-        message = self._follower.message
+        message, presence = self._follower.message, self._presence
         reply = router_pb2.GetStatusResponse(
             topology_version=message.version,
             limits=asdict(self._checker.limits),
             version=version("shoal"),
-            open_ingests={name: count for name, count in self._open_ingests.items() if count},
+            open_ingests={name: count for name, count in presence.open_ingests.items() if count},
+            routers=[each.address for each in message.routers],
+            address=presence.address,
+            draining=presence.draining,
         )
         if request.router_only:
             return reply

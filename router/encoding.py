@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from router import metrics
 from router.core.cache import CacheEntry, CacheKey, QueryCache
-from router.core.fanout import FanOutOptions, Finish, Query, Send
+from router.core.fanout import Finish, Query, Send
+from router.core.options import FanOutOptions
 from router.core.topology import CollectionMap, TopologyMap
 from router.lanes import refusals
 from router.peers import Peers, invoke
@@ -91,6 +92,11 @@ class QueryEncoder:
         for (fingerprint, _), pump in self._pumps.items():
             pump.core.place([topology.encoders.get(fingerprint, ())])
 
+    @property
+    def limit(self) -> float:
+        """Questions that may be in encoders now, of the model that takes the fewest."""
+        return min((pump.core.limit for pump in self._pumps.values()), default=float("inf"))
+
     def close(self) -> None:
         """Stops everything under way."""
         for pump in self._pumps.values():
@@ -106,6 +112,9 @@ class QueryEncoder:
         """Vectors of questions, or why there is none, in the order asked.
 
         Each is an answer of its own: a bad text fails no other.
+
+        Raises:
+            Overloaded: the encoders would answer too late.
         """
         model = (collection.fingerprint, collection.encoder_dim)
         results: list[Encoded | ShoalError | None] = [
@@ -170,6 +179,7 @@ class QueryEncoder:
         if not texts:
             return []
         pump = self._pump(model, dim)
+        pump.admit(deadline_ns)
         queries = [
             Query(payload=text, deadline_ns=deadline_ns, cost=len(text.text) + 4 * dim)
             for text in texts

@@ -21,6 +21,7 @@ from router.topology import TopologyFollower
 from shoal.errors import (
     InternalError,
     InvalidRequest,
+    RouterDraining,
     ShardUnavailable,
     ShoalError,
     StaleTopology,
@@ -58,14 +59,22 @@ class IngestHandler:
         self._encoder = encoder
         self._settings = settings
         self._admission = Admission("ingest_streams", settings.ingest_streams, retry_after_s=1.0)
+        self._leaving: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.open_streams: Counter[str] = Counter()
         """By collection; those that had some may have 0."""
+
+    def drain(self) -> None:
+        """Opens no more streams, and ends those that are open once what they read is stored."""
+        if not self._leaving.done():
+            self._leaving.set_result(None)
 
     async def ingest(
         self, requests: Requests, context: Context
     ) -> AsyncGenerator[router_pb2.IngestResponse, None]:
         """Handles `SearchService.Ingest`."""
         with metrics.counted("ingest"), self._admission.enter():
+            if self._leaving.done():
+                raise RouterDraining("this router is ending; ingest at another one")
             stream = await self._open(requests)
             with self._counted(stream.collection.name):
                 yield router_pb2.IngestResponse(
@@ -103,7 +112,7 @@ class IngestHandler:
             settings=self._settings,
             max_message_bytes=self._checker.limits.max_message_bytes,
         )
-        return IngestStream(collection, writer, self._settings, self._checker.limits)
+        return IngestStream(collection, writer, self._settings, self._checker.limits, self._leaving)
 
 
 class IngestStream:
@@ -114,6 +123,8 @@ class IngestStream:
         writer: of batches.
         settings: window and batch sizes.
         limits: of one document.
+        leaving: is done once the router drains: what was read is stored and acknowledged,
+            then the stream ends with RouterDraining.
     """
 
     def __init__(
@@ -122,10 +133,12 @@ class IngestStream:
         writer: BatchWriter,
         settings: RouterSettings,
         limits: Limits,
+        leaving: asyncio.Future[None],
     ) -> None:
         self.collection = collection
         self._writer = writer
         self._limits = limits
+        self._leaving = leaving
         self._linger_s = settings.ingest_linger_ms / 1e3
         self._planner: IngestPlanner[Incoming] = IngestPlanner(
             IngestOptions(
@@ -140,7 +153,6 @@ class IngestStream:
         self._last: dict[int, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._outbox: asyncio.Queue[router_pb2.IngestResponse | None] = asyncio.Queue()
-        self._answered = asyncio.Event()
         self._flush = False
         self._failure: ShoalError | None = None
 
@@ -164,22 +176,28 @@ class IngestStream:
 
     async def _run(self, requests: Requests) -> None:
         try:
-            await self._read(requests)
+            finished = await self._read(requests)
             self._flush = True
             while not self._planner.idle and self._failure is None:
                 self._start_batches()
                 await self._next_answer()
             if self._tasks:
                 await asyncio.wait(self._tasks)
+            if not finished:
+                self._fail(RouterDraining("this router is ending; go on at another one"))
         finally:
             self._outbox.put_nowait(None)
 
-    async def _read(self, requests: Requests) -> None:
-        """Reads until the stream ends or fails, never beyond the window."""
+    async def _read(self, requests: Requests) -> bool:
+        """Reads until the stream ends or fails or the router drains, never beyond the window.
+
+        Returns:
+            Whether the client has sent all that it will.
+        """
         iterator = aiter(requests)
         upcoming: asyncio.Future[router_pb2.IngestRequest | None] | None = None
         try:
-            while self._failure is None:
+            while self._failure is None and not self._leaving.done():
                 if not self._planner.may_read:
                     self._flush = True
                     self._start_batches()
@@ -191,36 +209,36 @@ class IngestStream:
                 self._flush = upcoming.done() is False and await self._lingers(upcoming)
                 self._start_batches()
                 if not upcoming.done():
-                    await self._either(upcoming)
+                    await self._news(upcoming)
                     continue
                 message, upcoming = upcoming.result(), None
                 if message is None:
-                    return
+                    return True
                 self._take(message)
         finally:
             if upcoming is not None:
                 upcoming.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await upcoming
+        return False
 
     async def _lingers(self, upcoming: "asyncio.Future[router_pb2.IngestRequest | None]") -> bool:
         await asyncio.wait({upcoming}, timeout=self._linger_s)
         return not upcoming.done()
 
-    async def _either(self, upcoming: "asyncio.Future[router_pb2.IngestRequest | None]") -> None:
-        """Waits for a message or an answer."""
-        self._answered.clear()
-        answer = asyncio.ensure_future(self._answered.wait())
-        try:
-            either: set[asyncio.Future[Any]] = {upcoming, answer}
+    async def _news(self, upcoming: "asyncio.Future[router_pb2.IngestRequest | None]") -> None:
+        """Returns when a message has come, a batch has ended, or the router drains.
+
+        A batch that failed before this was called is not waited for any more, but shows in
+        `_failure`.
+        """
+        if self._failure is None:
+            either: set[asyncio.Future[Any]] = {upcoming, self._leaving, *self._tasks}
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            answer.cancel()
 
     async def _next_answer(self) -> None:
-        self._answered.clear()
         if self._tasks:
-            await self._answered.wait()
+            await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
 
     def _take(self, message: router_pb2.IngestRequest) -> None:
         if message.WhichOneof("message") != "documents":
@@ -243,11 +261,7 @@ class IngestStream:
             task = asyncio.create_task(self._store(batch, self._last.get(batch.shard)))
             self._last[batch.shard] = task
             self._tasks.add(task)
-            task.add_done_callback(self._ended)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        self._answered.set()
+            task.add_done_callback(self._tasks.discard)
 
     async def _store(self, batch: Batch[Incoming], before: asyncio.Task[None] | None) -> None:
         try:

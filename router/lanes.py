@@ -14,7 +14,8 @@ import numpy as np
 from router import metrics
 from router.core import superset
 from router.core.coverage import coverage_of
-from router.core.fanout import FanOutOptions, Finish, Part, Query, Send
+from router.core.fanout import Finish, Part, Query, Send
+from router.core.options import FanOutOptions
 from router.core.position import encode_position
 from router.core.superset import LatePart
 from router.core.topology import CollectionMap, Effort, TopologyMap
@@ -185,6 +186,19 @@ class Lane:
     def close(self) -> None:
         """Stops everything under way."""
         self._pump.close()
+
+    @property
+    def limit(self) -> float:
+        """Questions that may be open now."""
+        return self._pump.core.limit
+
+    def admit(self, deadline_ns: int) -> None:
+        """The door, before anything is done for a question.
+
+        Raises:
+            Overloaded: the shards would answer it too late.
+        """
+        self._pump.admit(deadline_ns)
 
     async def ask(self, asks: Sequence[Ask], deadline_ns: int) -> list[Answer]:
         """Puts questions to every shard; returns by the deadline."""

@@ -35,6 +35,11 @@ refusals = Counter("shoal_router_refusals_total", "Calls that failed", ["call", 
 superseded = Counter("shoal_router_superseded_hits_total", "Hits whose document had changed")
 documents = Counter("shoal_router_ingested_documents_total", "Documents answered", ["outcome"])
 open_queries = Gauge("shoal_router_open_queries", "Questions under way")
+query_limit = Gauge(
+    "shoal_router_query_limit",
+    "Questions that may be under way before others are refused; +Inf before any was answered",
+    ["lane"],
+)
 topology_version = Gauge("shoal_router_topology_version", "Version of the topology followed")
 
 # A series that begins with its first event is no increase to Prometheus: these begin at 0.

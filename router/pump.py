@@ -15,12 +15,12 @@ from router.core.fanout import (
     Action,
     CancelCall,
     FanOut,
-    FanOutOptions,
     Finish,
     Query,
     RefreshTopology,
     Send,
 )
+from router.core.options import FanOutOptions
 from shoal.errors import InternalError, ShoalError
 
 logger = logging.getLogger(__name__)
@@ -59,6 +59,17 @@ class Pump(Generic[Payload]):
         self._timer: asyncio.TimerHandle | None = None
         self._timer_ns = NEVER
         self._loop = asyncio.get_running_loop()
+
+    def admit(self, deadline_ns: int) -> None:
+        """Whether one more query may be submitted.
+
+        Raises:
+            Overloaded: it may not; the error says when to try again.
+        """
+        now_ns = time.monotonic_ns()
+        refusal = self.core.refusal(deadline_ns - now_ns, now_ns)
+        if refusal is not None:
+            raise refusal
 
     def submit(self, queries: Sequence[Query[Payload]]) -> None:
         """Takes queries; `finish` answers each by its deadline."""

@@ -114,6 +114,7 @@ class SearchHandlers:
     async def _search(self, request: router_pb2.SearchRequest, clock: Clock) -> bytes:
         collection = find_collection(self._follower.current, request.collection)
         plan = self._checker.plan(request, collection, clock)
+        self._lane(plan.collection).admit(clock.deadline_ns)
         encoded = await self.question(request.query, plan)
         encoded_ns = time.monotonic_ns()
         plan, answers = await self.ask(plan, [encoded.vector])
@@ -170,6 +171,7 @@ class SearchHandlers:
     async def _search_batch(self, request: router_pb2.SearchBatchRequest, clock: Clock) -> bytes:
         collection = find_collection(self._follower.current, request.collection)
         plan = self._checker.plan(request, collection, clock)
+        self._lane(plan.collection).admit(clock.deadline_ns)
         questions = await self._questions(request, plan)
         encoded_ns = time.monotonic_ns()
         good = [question for question in questions if isinstance(question, Encoded)]

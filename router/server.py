@@ -2,9 +2,10 @@
 
 import asyncio
 import logging
+import time
 
 from router import metrics
-from router.admin import AdminService
+from router.admin import AdminService, Presence
 from router.core.admission import Admission
 from router.core.cache import QueryCache
 from router.core.topology import CollectionMap, TopologyMap
@@ -73,8 +74,13 @@ class RouterServer:
             QueryCache(settings.cache_entries),
         )
         self._add_services()
+        metrics.query_limit.labels("search").set_function(
+            lambda: min((lane.limit for lane in self._lanes.values()), default=float("inf"))
+        )
+        metrics.query_limit.labels("encode").set_function(lambda: self._encoder.limit)
         self.metrics_port = serve_metrics(settings.host, settings.metrics_port)
         address = await self._grpc.start(settings.host, settings.port)
+        self._presence.address = settings.advertised(address)
         await self._follower.start()
         logger.info("event=started address=%s name=%s", address, settings.name)
         return address
@@ -102,8 +108,10 @@ class RouterServer:
         )
         documents = DocumentHandlers(self._follower, checker, calls, admission)
         ingest = IngestHandler(self._follower, checker, calls, encoder, self._settings)
+        self._ingest = ingest
+        self._presence = Presence(ingest.open_streams)
         admin = AdminService(
-            self._follower, self._peers, calls, checker, self._settings, ingest.open_streams
+            self._follower, self._peers, calls, checker, self._settings, self._presence
         )
         services = router_pb2.DESCRIPTOR.services_by_name
         self._grpc.add(
@@ -114,13 +122,27 @@ class RouterServer:
         self._grpc.add(services["AdminService"], admin)
 
     async def stop(self, grace_s: float) -> None:
-        """Refuses new calls, lets running ones end within grace_s, lets go of everything."""
+        """Drains, then refuses new calls, lets running ones end within grace_s, lets go of
+        everything. Without any grace it does not drain.
+        """
+        if grace_s > 0:
+            await self._drain()
         await self._grpc.stop(grace_s)
         await self._follower.stop()
         for lane in self._lanes.values():
             lane.close()
         self._encoder.close()
         await self._peers.close()
+
+    async def _drain(self) -> None:
+        """Says that it is about to end, and answers on until others know and nobody calls."""
+        logger.info("event=drains name=%s", self._settings.name)
+        end_s = time.monotonic() + self._settings.drain_ms / 1e3
+        self._presence.draining = True
+        self._ingest.drain()
+        await self._grpc.drain()
+        await self._follower.unlisted(end_s - time.monotonic())
+        await self._grpc.until_quiet(end_s - time.monotonic())
 
     async def wait(self) -> None:
         """Returns when the server has stopped."""

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from router.core.fanout import FanOutOptions
+from router.core.options import FanOutOptions
 from router.core.pacing import Pacing
 
 
@@ -16,8 +16,12 @@ class RouterSettings:
         data: folder of the cluster's storage (catalog).
         name: this router's name in the topology.
         metrics_port: Prometheus; 0 takes a free one, -1 serves none.
+        advertise: host, or host:port, at which clients reach this router; empty for the
+            address that it listens on, a host alone for the port that it listens on.
+        drain_ms: how long a router that ends still answers, at most.
         cache_entries: encoded questions held; 0 holds none.
-        open_queries: questions under way; more are refused as OVERLOADED.
+        open_queries: questions under way, so that memory stays bounded; how many are admitted
+            follows what shards and encoders answer in time.
         open_calls: gets and deletes under way.
         ingest_streams: ingest streams open at a time.
         default_deadline_ms: for callers that give no deadline.
@@ -29,7 +33,8 @@ class RouterSettings:
         round_queries: questions of one round.
         round_bytes: estimated bytes of one round's questions and hits.
         busy_messages: messages outstanding at a shard from which a round waits.
-        straggler_wait_ms: longest time that a round waits for a busy shard.
+        straggler_wait_ms: longest time that a round waits for a busy shard, unless the shard
+            usually takes longer: then half of the time that overload aims at.
         shard_messages: messages outstanding at one replica of a shard.
         shard_queries: questions outstanding at one replica of a shard.
         encoder_queries: questions of one message to an encoder.
@@ -53,6 +58,8 @@ class RouterSettings:
     data: str = ""
     name: str = "router-0"
     metrics_port: int = -1
+    advertise: str = ""
+    drain_ms: int = 1_500
     cache_entries: int = 10_000
     open_queries: int = 8_192
     open_calls: int = 256
@@ -70,7 +77,7 @@ class RouterSettings:
     shard_messages: int = 32
     shard_queries: int = 4_096
     encoder_queries: int = 64
-    encoder_messages: int = 8
+    encoder_messages: int = 32
     ingest_window_documents: int = 1_024
     ingest_window_bytes: int = 32 << 20
     ingest_batch_documents: int = 64
@@ -82,6 +89,19 @@ class RouterSettings:
     encode_timeout_ms: int = 300_000
     admin_timeout_ms: int = 120_000
     watch_retry_ms: int = 200
+
+    def advertised(self, listens: str) -> str:
+        """host:port that clients are told; empty where none can be known.
+
+        Args:
+            listens: host:port that the router listens on.
+        """
+        host, _, port = listens.rpartition(":")
+        if self.advertise:
+            has_port = ":" in self.advertise.rpartition("]")[2]
+            return self.advertise if has_port else f"{self.advertise}:{port}"
+        # "Every address of this machine" is none that another machine could call.
+        return "" if host in {"0.0.0.0", "[::]"} else listens  # noqa: S104
 
     def search_options(self) -> FanOutOptions:
         """Bounds of the rounds to shards."""
@@ -103,7 +123,8 @@ class RouterSettings:
         """Bounds of the messages to encoders.
 
         An encode takes milliseconds, so texts gather by themselves while an
-        encoder works on two messages: holding them would only cost.
+        encoder works on two messages: holding them would only cost. An encoder
+        forms its batches itself, out of all the messages that it has.
         """
         return FanOutOptions(
             pacing=Pacing(hold_ns=0),
@@ -111,6 +132,7 @@ class RouterSettings:
             round_cost=self.round_bytes,
             busy_messages=2,
             straggler_wait_ns=int(self.straggler_wait_ms * 1e6),
+            patient=False,
             shard_messages=self.encoder_messages,
             shard_queries=self.encoder_messages * self.encoder_queries,
         )

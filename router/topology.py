@@ -105,6 +105,7 @@ class TopologyFollower:
         self._retry_s = retry_s
         self._changed = changed
         self._controller = ""
+        self._followed = False
         self._news = asyncio.Condition()
         self._refreshing: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
@@ -151,6 +152,22 @@ class TopologyFollower:
             return False
         return True
 
+    async def unlisted(self, timeout_s: float) -> None:
+        """Waits until the map names this router no more, so that nobody is sent to it.
+
+        Returns at once where no controller is followed that would take it out, and in the
+        end after timeout_s.
+        """
+
+        def out() -> bool:
+            return not self._followed or all(
+                each.name != self._watcher for each in self.message.routers
+            )
+
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s), self._news:
+                await self._news.wait_for(out)
+
     async def _read_catalog(self) -> None:
         topology, controller = await asyncio.gather(
             asyncio.to_thread(self._catalog.get, "topology"),
@@ -186,5 +203,11 @@ class TopologyFollower:
         if not self._controller:
             return
         request = controller_pb2.WatchTopologyRequest(watcher=self._watcher)
-        async for response in self._peers.controller(self._controller).WatchTopology(request):
-            await self._offer(response.topology)
+        try:
+            async for response in self._peers.controller(self._controller).WatchTopology(request):
+                self._followed = True
+                await self._offer(response.topology)
+        finally:
+            self._followed = False
+            async with self._news:
+                self._news.notify_all()

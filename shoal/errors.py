@@ -284,6 +284,12 @@ class NotReady(ShoalError, reason="NOT_READY", code=Code.UNAVAILABLE, retryable=
     """The process has started but cannot answer yet."""
 
 
+class RouterDraining(ShoalError, reason="ROUTER_DRAINING", code=Code.UNAVAILABLE, retryable=True):
+    """This router is ending: it opens no ingest stream, and has ended those that it had
+    after storing what they had read. Use another one; clients of Shoal do by themselves.
+    """
+
+
 class InsufficientCoverage(
     ShoalError, reason="INSUFFICIENT_COVERAGE", code=Code.UNAVAILABLE, retryable=True
 ):

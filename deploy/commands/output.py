@@ -35,7 +35,7 @@ TargetOption = Annotated[
         "--target",
         envvar="SHOAL_TARGET",
         metavar="HOST:PORT",
-        help="Where a router of the cluster listens.",
+        help="Where a router of the cluster listens, or several, with commas between.",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]

@@ -144,6 +144,8 @@ class Process:
         incarnation: 1 for its first start, then 2, ...
         address: host:port; empty unless running.
         serving: its health service says so.
+        advertised: a router's host:port for clients; empty where it has none.
+        draining: a router that is about to end.
         retry_at_ns: when dead, earliest time to start it again.
         fingerprints: models that an encoder serves.
         loads: models that an encoder lacks, with the earliest time to ask it
@@ -159,6 +161,8 @@ class Process:
     incarnation: int
     address: str = ""
     serving: bool = False
+    advertised: str = ""
+    draining: bool = False
     retry_at_ns: int = 0
     fingerprints: frozenset[str] = frozenset()
     loads: Mapping[str, int] = field(default_factory=dict)

@@ -128,14 +128,19 @@ def _build(desired: Desired, observed: Observed, published: Topology) -> Topolog
 
 def _endpoints(observed: Observed, role: Role, wanted: set[str]) -> tuple[Endpoint, ...]:
     # A server is called to open shards before its health says SERVING; encoders
-    # and routers are worth calling only when theirs does.
+    # and routers are worth calling only when theirs does. Routers are for clients alone.
     return tuple(
-        Endpoint(process.name, process.address, tuple(sorted(process.fingerprints)))
+        Endpoint(
+            process.name,
+            process.advertised if role is Role.ROUTER else process.address,
+            tuple(sorted(process.fingerprints)),
+        )
         for process in sorted(observed.processes.values(), key=lambda process: process.name)
         if process.role is role
         and process.name in wanted
         and process.phase is Phase.RUNNING
         and (process.serving or role is Role.SERVER)
+        and (process.advertised or role is not Role.ROUTER)
     )
 
 

@@ -15,6 +15,8 @@ from typing import TypeAlias
 BUCKET = 8
 _NEWEST_SHARE = 0.2
 _RETRY_S_MIN, _RETRY_S_MAX = 0.05, 30.0
+_QUERIES_ABOUT_NS = 1_000_000_000
+"""So long after a run of queries, the next query must not find the model busy for long."""
 
 
 class Lane(Enum):
@@ -109,6 +111,7 @@ class ModelFree:
 class BatchDone:
     """A batch of so many padded tokens took so long."""
 
+    lane: Lane
     tokens: int
     elapsed_ns: int
 
@@ -155,7 +158,9 @@ class BatchPlanner:
 
     def __init__(self, options: PlannerOptions) -> None:
         self._options = options
-        self._rate = options.tokens_per_s
+        self._rates = dict.fromkeys(Lane, options.tokens_per_s)
+        self._query_run_ns = 0.0
+        self._query_ns = -2 * _QUERIES_ABOUT_NS
         self._lanes = {lane: _Queue() for lane in Lane}
         self._reserved: dict[int, tuple[Lane, int]] = {}
 
@@ -178,8 +183,7 @@ class BatchPlanner:
             case ModelFree():
                 return self._next(event.now_ns)
             case BatchDone():
-                rate = event.tokens / max(event.elapsed_ns, 1) * 1e9
-                self._rate += _NEWEST_SHARE * (rate - self._rate)
+                self._done(event)
         return []
 
     def waiting(self, lane: Lane) -> int:
@@ -192,7 +196,7 @@ class BatchPlanner:
         # The request's own size does not count: one larger than the bound must
         # not be refused for ever.
         if backlog >= self._options.queue_tokens[event.lane]:
-            wait_s = backlog / self._rate
+            wait_s = backlog / self._rates[event.lane]
             return [Refuse(event.request, min(max(wait_s, _RETRY_S_MIN), _RETRY_S_MAX))]
         self._reserved[event.request] = (event.lane, event.tokens)
         return []
@@ -204,10 +208,28 @@ class BatchPlanner:
             for item in queue.remove_late(now_ns)
         ]
         for lane, queue in self._lanes.items():
-            if items := queue.take(self._options.batch_tokens[lane]):
+            if items := queue.take(self._batch_tokens(lane, now_ns)):
                 actions.append(Run(items, items[0].length))
+                if lane is Lane.QUERY:
+                    self._query_ns = now_ns
                 break
         return actions
+
+    def _done(self, event: BatchDone) -> None:
+        rate = event.tokens / max(event.elapsed_ns, 1) * 1e9
+        self._rates[event.lane] += _NEWEST_SHARE * (rate - self._rates[event.lane])
+        if event.lane is Lane.QUERY:
+            self._query_run_ns += _NEWEST_SHARE * (event.elapsed_ns - self._query_run_ns)
+
+    def _batch_tokens(self, lane: Lane, now_ns: int) -> int:
+        """Documents give way: beside queries, a batch of them takes no longer than one of queries.
+
+        The model cannot be interrupted, so a query waits for the batch under way.
+        """
+        most = self._options.batch_tokens[lane]
+        if lane is Lane.QUERY or now_ns - self._query_ns > _QUERIES_ABOUT_NS:
+            return most
+        return min(most, int(self._query_run_ns / 1e9 * self._rates[lane]))
 
 
 class _Queue:

@@ -20,36 +20,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from router.core.pacing import Load, Pacing, hold_until
+from router.core.limit import AdaptiveLimit
+from router.core.options import FanOutOptions
+from router.core.pacing import Load, hold_until
 from shoal.errors import DeadlineExceeded, Overloaded, ShardUnavailable, ShoalError, StaleTopology
 
 Payload = TypeVar("Payload")
 Reply = TypeVar("Reply")
 NEVER = 1 << 62
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FanOutOptions:
-    """Bounds; durations in ns.
-
-    Attributes:
-        pacing: when rounds are held.
-        round_queries: queries of one round.
-        round_cost: summed cost of one round's queries.
-        busy_messages: messages outstanding at one replica of a shard from which
-            the next round waits for one to come back...
-        straggler_wait_ns: ...but no query waits longer than this for it.
-        shard_messages: messages outstanding at one replica of a shard.
-        shard_queries: queries outstanding at one replica of a shard.
-    """
-
-    pacing: Pacing = field(default_factory=Pacing)
-    round_queries: int = 256
-    round_cost: int = 8 << 20
-    busy_messages: int = 1
-    straggler_wait_ns: int = 10_000_000
-    shard_messages: int = 32
-    shard_queries: int = 2_048
 
 
 @dataclass(slots=True, eq=False)
@@ -140,6 +118,8 @@ class _Ask:
     shard: int
     attempt: int = 0
     server: str = ""
+    sent_ns: int = 0
+    open_queries: int = 0
     rows: list[int] = field(default_factory=list)
     tried: set[str] = field(default_factory=set)
     refreshed: bool = False
@@ -175,6 +155,7 @@ class FanOut(Generic[Payload]):
         self._options = options
         self._shards = [_Shard(tuple(servers)) for servers in placement]
         self._load = Load(options.pacing.window_ns)
+        self._limit = AdaptiveLimit(len(placement))
         self._waiting: dict[Query[Payload], None] = {}
         self._waiting_cost = 0
         self._waiting_deadline_ns = NEVER
@@ -192,6 +173,20 @@ class FanOut(Generic[Payload]):
     def open_queries(self) -> int:
         """Queries submitted and neither finished nor cancelled."""
         return self._open
+
+    def refusal(self, left_ns: int, now_ns: int) -> Overloaded | None:
+        """Why one more query must not be submitted; None if it may.
+
+        Args:
+            left_ns: the time that it has.
+            now_ns: the time.
+        """
+        return self._limit.refusal(self._open, left_ns, now_ns)
+
+    @property
+    def limit(self) -> float:
+        """Queries that may be open; see `AdaptiveLimit.queries`."""
+        return self._limit.queries()
 
     @property
     def wake_ns(self) -> int:
@@ -246,6 +241,7 @@ class FanOut(Generic[Payload]):
         if found is None:
             return actions
         round_, ask = found
+        self._limit.observe(ask.shard, ask.open_queries, now_ns - ask.sent_ns, now_ns)
         del round_.asks[ask.shard]
         round_.parts.append(Part(ask.shard, ask.rows, reply))
         for place, error in refused.items():
@@ -341,7 +337,11 @@ class FanOut(Generic[Payload]):
             and not self._full(shard, 1)
             for shard in self._shards
         )
-        return max(until, oldest_ns + options.straggler_wait_ns) if busy else until
+        if not busy:
+            return until
+        # A shard that takes as long as it always does is no straggler.
+        usual_ns = self._limit.patience_ns if options.patient else 0
+        return max(until, oldest_ns + max(options.straggler_wait_ns, usual_ns))
 
     def _full(self, shard: _Shard, more: int) -> bool:
         replicas = len(shard.servers)
@@ -375,7 +375,11 @@ class FanOut(Generic[Payload]):
         if not shard.servers:
             return ShardUnavailable(f"no server holds shard {number}", shard=number)
         if self._full(shard, queries):
-            return Overloaded(f"shard {number} has too much outstanding", shard=number)
+            return Overloaded(
+                f"shard {number} has too much outstanding",
+                retry_after_s=self._limit.target_ns / 1e9,
+                shard=number,
+            )
         return DeadlineExceeded("the time was over before it was sent")
 
     def _send(
@@ -394,6 +398,7 @@ class FanOut(Generic[Payload]):
         ask.server = min(servers, key=lambda server: self._server_messages.get(server, 0))
         ask.tried.add(ask.server)
         ask.rows = [query.row for query in wanted]
+        ask.sent_ns, ask.open_queries = now_ns, self._open
         self._last_attempt += 1
         ask.attempt = self._last_attempt
         self._attempts[ask.attempt] = (round_, ask)
@@ -433,6 +438,9 @@ class FanOut(Generic[Payload]):
         round_.next_deadline_ns = min(
             (query.deadline_ns for query in wanted if query.deadline_ns > now_ns), default=NEVER
         )
+        if late and not round_.open - len(late):
+            for ask in [ask for ask in round_.asks.values() if ask.attempt]:
+                self._limit.outlasted(ask.shard, ask.open_queries, now_ns - ask.sent_ns)
         self._finish_of_round(round_, late, actions)
         self._drop_if_unwanted(round_, actions)
 

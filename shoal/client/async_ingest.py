@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 
+from shoal.client.async_routers import AsyncRouters, being_cancelled
 from shoal.client.documents import GivenDocument
 from shoal.client.ingest import IngestSession, IngestWatch, OnRejected, Progress
 from shoal.client.model import IngestReport
@@ -19,12 +20,9 @@ from shoal.errors import NotReady, ShoalError
 class AsyncIngest:
     """Runs one session in the running event loop."""
 
-    def __init__(
-        self, session: IngestSession, open_stream: Callable[..., Any], target: str
-    ) -> None:
+    def __init__(self, session: IngestSession, routers: AsyncRouters) -> None:
         self._session = session
-        self._open_stream = open_stream
-        self._target = target
+        self._routers = routers
         self._changed = asyncio.Event()
 
     async def run(
@@ -89,7 +87,9 @@ class AsyncIngest:
             self._tell()
 
     async def _one_stream(self) -> None:
-        stream = self._open_stream()
+        address, rpcs = self._routers.begin()
+        error: ShoalError | None = None
+        stream = rpcs["Ingest"]()
         writer = asyncio.create_task(self._write(stream))
         try:
             while (response := await stream.read()) is not grpc.aio.EOF:
@@ -98,16 +98,17 @@ class AsyncIngest:
             # Raises the error that the stream ended with, if it did.
             if await stream.code() is not grpc.StatusCode.OK:
                 await stream.read()
-            error: ShoalError = NotReady("the cluster ended the ingest stream early")
         except grpc.RpcError as failure:
-            error = typed_error(failure, self._target)
+            error = typed_error(failure, address, cancelled_here=being_cancelled())
         finally:
+            self._routers.end(address, error)
             stream.cancel()
             writer.cancel()
             await asyncio.wait([writer])
         if self._session.done:
             return
-        self._session.broken(error, time.monotonic())
+        early = NotReady("the cluster ended the ingest stream early")
+        self._session.broken(error or early, time.monotonic())
         await asyncio.sleep(self._session.hold_s(time.monotonic()))
 
     async def _write(self, stream: Any) -> None:

@@ -7,11 +7,11 @@ from collections.abc import AsyncIterable, Iterable, Sequence
 from types import TracebackType
 from typing import TypeVar, overload
 
-import grpc
 from numpy.typing import ArrayLike
 
 from shoal.client import defaults, growth, operations, requests
 from shoal.client.async_ingest import AsyncIngest
+from shoal.client.async_routers import AsyncRouters
 from shoal.client.documents import GivenDocument
 from shoal.client.explained import ExplainedAnswer, Reranked
 from shoal.client.ingest import IngestSession, OnRejected, Progress
@@ -25,7 +25,7 @@ from shoal.client.model import (
 )
 from shoal.client.operations import Call, LimitsCache, Operation, Step
 from shoal.client.requests import ALL_FIELDS, Field
-from shoal.client.transport import Rpcs, check_open, client_options, resolve_target, typed_error
+from shoal.client.transport import resolve_target
 from shoal.errors import DeadlineExceeded, ShoalError
 from shoal.ids import check_name
 
@@ -42,14 +42,11 @@ class AsyncClient(growth.AsyncGrowth):
         """Connects when first used.
 
         Args:
-            target: "host:port" of a router; None takes SHOAL_TARGET, or
-                127.0.0.1:50051.
+            target: see `Client`.
         """
         self.target = resolve_target(target)
-        self._channel: grpc.aio.Channel | None = None
-        self._rpcs: Rpcs | None = None
+        self._routers = AsyncRouters(self.target)
         self._limits = LimitsCache()
-        self._closed = False
 
     async def __aenter__(self) -> "AsyncClient":
         return self
@@ -66,10 +63,8 @@ class AsyncClient(growth.AsyncGrowth):
         return f"AsyncClient({self.target!r})"
 
     async def close(self) -> None:
-        """Closes the connection; calls under way end with `Cancelled`."""
-        self._closed = True
-        if self._channel is not None:
-            await self._channel.close()
+        """Closes the connections; calls under way end with `Cancelled`."""
+        await self._routers.close()
 
     async def search(  # noqa: PLR0913 - options, by keyword alone
         self,
@@ -196,6 +191,7 @@ class AsyncClient(growth.AsyncGrowth):
         `documents` may be an async iterable; an ordinary one is iterated in the
         event loop.
         """
+        self._routers.check_open()
         limits = await self._run(self._limits.get(), defaults.STATUS_S)
         session = IngestSession(
             request_id=_request_id(),
@@ -204,8 +200,7 @@ class AsyncClient(growth.AsyncGrowth):
             limits=limits,
             stall_s=stall_s,
         )
-        ingest = AsyncIngest(session, self._connected()["Ingest"], self.target)
-        return await ingest.run(documents, progress, on_rejected)
+        return await AsyncIngest(session, self._routers).run(documents, progress, on_rejected)
 
     @overload
     async def get(  # type: ignore[overload-overlap]
@@ -307,14 +302,6 @@ class AsyncClient(growth.AsyncGrowth):
         """The cluster: processes, collections, shards, limits."""
         return await self._run(operations.status(), deadline_s)
 
-    def _connected(self) -> Rpcs:
-        check_open(self._closed)
-        # The channel belongs to the running loop, so it is not made before there is one.
-        if self._rpcs is None:
-            self._channel = grpc.aio.insecure_channel(self.target, options=client_options())
-            self._rpcs = Rpcs(self._channel)
-        return self._rpcs
-
     async def _run(self, operation: Operation[Result], deadline_s: float) -> Result:
         """Performs an operation's steps within the deadline."""
         end = time.monotonic() + deadline_s
@@ -336,21 +323,19 @@ class AsyncClient(growth.AsyncGrowth):
         if isinstance(step, Call):
             if left_s <= 0:
                 raise DeadlineExceeded("the time for this call is over")
-            try:
-                return await self._connected()[step.rpc](step.request, timeout=left_s)
-            except grpc.RpcError as error:
-                raise typed_error(error, self.target) from error
-        if step.seconds >= left_s:
+            return await self._routers.call(step.rpc, step.request, left_s)
+        pause_s = self._routers.retry_pause_s(step.error, left_s)
+        if pause_s is None:
             raise step.error
-        await asyncio.sleep(step.seconds)
+        await asyncio.sleep(pause_s)
         return None
 
 
 def connect(target: str | None = None) -> AsyncClient:
-    """An asyncio client for the cluster whose router listens at `target`.
+    """An asyncio client for the cluster whose routers listen at `target`.
 
     Args:
-        target: "host:port"; None takes SHOAL_TARGET, or 127.0.0.1:50051.
+        target: "host:port" or "a:1,b:2"; None takes SHOAL_TARGET, or 127.0.0.1:50051.
     """
     return AsyncClient(target)
 

@@ -1,9 +1,11 @@
 """What each call of the client does, without doing it: generators of steps.
 
-An operation yields `Call` and `Pause` and is sent what came of them; a failed
+An operation yields `Call` and `Retry` and is sent what came of them; a failed
 call is thrown into it as a typed error. `sync` and `asynchronous` each hold
 one driver that performs the steps, so that retries, slicing and parsing exist
 once. No sockets, clocks, threads or event loops here.
+
+No other layer repeats a call: once here, within the budget of the client.
 """
 
 from collections.abc import Callable, Generator, Sequence
@@ -27,8 +29,6 @@ from shoal.ids import check_name
 from shoal.rpc.router.v1 import router_pb2
 from shoal.settings import Limits
 
-RETRY_PAUSE_S = 0.1
-
 Result = TypeVar("Result")
 
 
@@ -41,14 +41,13 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
-class Pause:
-    """Wait; if the time ends before that, `error` is raised instead."""
+class Retry:
+    """Wait until the call that failed may be made once more; if it may not, `error` is raised."""
 
-    seconds: float
     error: ShoalError
 
 
-Step = Call | Pause
+Step = Call | Retry
 Operation = Generator[Step, Any, Result]
 
 
@@ -61,24 +60,28 @@ class LimitsCache:
     def get(self) -> Operation[Limits]:
         """The published limits."""
         if self.limits is None:
-            response = yield from read("GetStatus", router_pb2.GetStatusRequest())
-            self.limits = replies.limits(response)
+            request = router_pb2.GetStatusRequest(router_only=True)
+            self.limits = replies.limits((yield from read("GetStatus", request)))
         return self.limits
-
-
-def call(rpc: str, request: Message) -> Operation[Any]:
-    """One call, never repeated."""
-    return (yield Call(rpc, request))
 
 
 def read(rpc: str, request: Message) -> Operation[Any]:
     """One call that changes nothing: repeated once where that may help."""
+    return _call(rpc, request, lambda error: error.retryable)
+
+
+def change(rpc: str, request: Message) -> Operation[Any]:
+    """One call that changes something: repeated once if it cannot have been sent."""
+    return _call(rpc, request, lambda error: error.metadata.get("connected") == "no")
+
+
+def _call(rpc: str, request: Message, repeats: Callable[[ShoalError], bool]) -> Operation[Any]:
     try:
         return (yield Call(rpc, request))
     except ShoalError as error:
-        if not error.retryable:
+        if not repeats(error):
             raise
-        yield Pause(max(RETRY_PAUSE_S, error.retry_after_s or 0.0), error)
+        yield Retry(error)
     return (yield Call(rpc, request))
 
 
@@ -182,7 +185,7 @@ def get(
 
 
 def delete(cache: LimitsCache, name: str, ids: Sequence[str]) -> Operation[DeleteReport]:
-    """Deletes by id, in as many messages as the limits ask for; not repeated."""
+    """Deletes by id, in as many messages as the limits ask for."""
     check_name(name)
     slicer = ids_slicer(ids, (yield from cache.get()))
     found: list[bool] = []
@@ -191,7 +194,7 @@ def delete(cache: LimitsCache, name: str, ids: Sequence[str]) -> Operation[Delet
     def ask(start: int, end: int) -> Operation[None]:
         nonlocal position
         request = router_pb2.DeleteRequest(collection=name, ids=ids[start:end])
-        response = yield Call("Delete", request)
+        response = yield from change("Delete", request)
         found.extend(response.found)
         position = response.position
 
@@ -203,12 +206,12 @@ def create_collection(
     request: router_pb2.CreateCollectionRequest,
 ) -> Operation[CollectionInfo]:
     """Creates a collection and waits until it serves."""
-    return replies.collection_info((yield Call("CreateCollection", request)).collection)
+    return replies.collection_info((yield from change("CreateCollection", request)).collection)
 
 
 def drop_collection(name: str) -> Operation[None]:
     """Drops a collection and its data."""
-    yield Call("DropCollection", router_pb2.DropCollectionRequest(name=check_name(name)))
+    yield from change("DropCollection", router_pb2.DropCollectionRequest(name=check_name(name)))
 
 
 def list_collections() -> Operation[list[CollectionInfo]]:
@@ -219,25 +222,28 @@ def list_collections() -> Operation[list[CollectionInfo]]:
 
 def optimize(name: str) -> Operation[None]:
     """Seals and merges a collection's shards into one segment each."""
-    yield Call("OptimizeCollection", router_pb2.OptimizeCollectionRequest(name=check_name(name)))
+    request = router_pb2.OptimizeCollectionRequest(name=check_name(name))
+    yield from change("OptimizeCollection", request)
 
 
 def rebuild(request: router_pb2.RebuildCollectionRequest) -> Operation[int]:
     """Begins to build the next generation; gives its number."""
-    response: router_pb2.RebuildCollectionResponse = yield Call("RebuildCollection", request)
+    response: router_pb2.RebuildCollectionResponse = yield from change("RebuildCollection", request)
     return response.generation
 
 
 def rollback(name: str) -> Operation[int]:
     """Serves the generation before again; gives its number."""
     request = router_pb2.RollbackCollectionRequest(name=check_name(name))
-    response: router_pb2.RollbackCollectionResponse = yield Call("RollbackCollection", request)
+    response: router_pb2.RollbackCollectionResponse = yield from change(
+        "RollbackCollection", request
+    )
     return response.generation
 
 
 def accept_loss(request: router_pb2.AcceptLossRequest) -> Operation[None]:
     """Lets a corrupt shard serve without the data that is lost."""
-    yield Call("AcceptLoss", request)
+    yield from change("AcceptLoss", request)
 
 
 def status() -> Operation[ClusterStatus]:

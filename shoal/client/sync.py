@@ -9,7 +9,6 @@ from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import TypeVar, overload
 
-import grpc
 from numpy.typing import ArrayLike
 
 from shoal.client import defaults, growth, operations, requests
@@ -27,7 +26,8 @@ from shoal.client.model import (
 from shoal.client.operations import Call, LimitsCache, Operation, Step
 from shoal.client.requests import ALL_FIELDS, Field
 from shoal.client.sync_ingest import SyncIngest
-from shoal.client.transport import Rpcs, check_open, client_options, resolve_target, typed_error
+from shoal.client.sync_routers import SyncRouters
+from shoal.client.transport import resolve_target
 from shoal.errors import DeadlineExceeded, ShoalError
 from shoal.ids import check_name
 
@@ -35,27 +35,25 @@ Result = TypeVar("Result")
 
 
 class Client(growth.SyncGrowth):
-    """A connection to a cluster; a context manager, safe to use from many threads.
+    """Connections to a cluster's routers; a context manager, safe to use from many threads.
 
     Every method raises the classes of `shoal.errors`, never gRPC's own.
-    `ClusterUnreachable`: nothing answers at the target. `DeadlineExceeded`:
-    `deadline_s`, the time for the whole call, is over. Calls that change
-    nothing are repeated once if the error says that this may help and the
-    deadline leaves time.
+    `ClusterUnreachable`: no router answers. `DeadlineExceeded`: `deadline_s`, the
+    time for the whole call, is over. Calls that change nothing are repeated once, at
+    another router where there is one, if the error says that this may help, the
+    deadline leaves time and few have failed of late; others if they were never sent.
     """
 
     def __init__(self, target: str | None = None) -> None:
         """Connects when first used.
 
         Args:
-            target: "host:port" of a router; None takes SHOAL_TARGET, or
-                127.0.0.1:50051.
+            target: "host:port" of one router or more, with commas between; the
+                others are learned. None takes SHOAL_TARGET, or 127.0.0.1:50051.
         """
         self.target = resolve_target(target)
-        self._channel = grpc.insecure_channel(self.target, options=client_options())
-        self._rpcs = Rpcs(self._channel)
+        self._routers = SyncRouters(self.target)
         self._limits = LimitsCache()
-        self._closed = False
 
     def __enter__(self) -> "Client":
         return self
@@ -72,9 +70,8 @@ class Client(growth.SyncGrowth):
         return f"Client({self.target!r})"
 
     def close(self) -> None:
-        """Closes the connection; calls under way end with `Cancelled`."""
-        self._closed = True
-        self._channel.close()
+        """Closes the connections; calls under way end with `Cancelled`."""
+        self._routers.close()
 
     def search(  # noqa: PLR0913 - options, by keyword alone
         self,
@@ -289,6 +286,7 @@ class Client(growth.SyncGrowth):
         Raises:
             ShoalError: the stream failed for good; its note says how far it came.
         """
+        self._routers.check_open()
         limits = self._run(self._limits.get(), defaults.STATUS_S)
         session = IngestSession(
             request_id=_request_id(),
@@ -297,8 +295,7 @@ class Client(growth.SyncGrowth):
             limits=limits,
             stall_s=stall_s,
         )
-        ingest = SyncIngest(session, self._connected()["Ingest"], self.target)
-        return ingest.run(documents, progress, on_rejected)
+        return SyncIngest(session, self._routers).run(documents, progress, on_rejected)
 
     @overload
     def get(  # type: ignore[overload-overlap]
@@ -452,10 +449,6 @@ class Client(growth.SyncGrowth):
         """The cluster: processes, collections, shards, limits."""
         return self._run(operations.status(), deadline_s)
 
-    def _connected(self) -> Rpcs:
-        check_open(self._closed)
-        return self._rpcs
-
     def _run(self, operation: Operation[Result], deadline_s: float) -> Result:
         """Performs an operation's steps within the deadline."""
         end = time.monotonic() + deadline_s
@@ -477,21 +470,19 @@ class Client(growth.SyncGrowth):
         if isinstance(step, Call):
             if left_s <= 0:
                 raise DeadlineExceeded("the time for this call is over")
-            try:
-                return self._connected()[step.rpc](step.request, timeout=left_s)
-            except grpc.RpcError as error:
-                raise typed_error(error, self.target) from error
-        if step.seconds >= left_s:
+            return self._routers.call(step.rpc, step.request, left_s)
+        pause_s = self._routers.retry_pause_s(step.error, left_s)
+        if pause_s is None:
             raise step.error
-        time.sleep(step.seconds)
+        time.sleep(pause_s)
         return None
 
 
 def connect(target: str | None = None) -> Client:
-    """A client for the cluster whose router listens at `target`.
+    """A client for the cluster whose routers listen at `target`.
 
     Args:
-        target: "host:port"; None takes SHOAL_TARGET, or 127.0.0.1:50051.
+        target: "host:port" or "a:1,b:2"; None takes SHOAL_TARGET, or 127.0.0.1:50051.
     """
     return Client(target)
 

@@ -10,6 +10,7 @@ import grpc
 from shoal.client.documents import GivenDocument
 from shoal.client.ingest import IngestSession, IngestWatch, OnRejected, Progress
 from shoal.client.model import IngestReport
+from shoal.client.sync_routers import SyncRouters
 from shoal.client.transport import typed_error
 from shoal.errors import NotReady, ShoalError
 from shoal.rpc.router.v1 import router_pb2
@@ -26,12 +27,9 @@ class SyncIngest:
     Everything that touches the session holds the condition.
     """
 
-    def __init__(
-        self, session: IngestSession, open_stream: Callable[..., Any], target: str
-    ) -> None:
+    def __init__(self, session: IngestSession, routers: SyncRouters) -> None:
         self._session = session
-        self._open_stream = open_stream
-        self._target = target
+        self._routers = routers
         self._condition = threading.Condition()
         self._stopped = False
         self._failure: BaseException | None = None
@@ -106,24 +104,27 @@ class SyncIngest:
 
     def _one_stream(self) -> None:
         ended = threading.Event()
+        address, rpcs = self._routers.begin()
+        error: ShoalError | None = None
         try:
             with self._condition:
-                stream = self._stream = self._open_stream(self._messages(ended))
+                stream = self._stream = rpcs["Ingest"](self._messages(ended))
             for response in stream:
                 with self._condition:
                     self._session.receive(response, time.monotonic())
                     self._condition.notify_all()
-            error: ShoalError = NotReady("the cluster ended the ingest stream early")
         except grpc.RpcError as failure:
-            error = typed_error(failure, self._target)
+            error = typed_error(failure, address, cancelled_here=self._stopped)
         finally:
+            self._routers.end(address, error)
             with self._condition:
                 ended.set()
                 self._condition.notify_all()
         with self._condition:
             if self._over:
                 return
-            self._session.broken(error, time.monotonic())
+            early = NotReady("the cluster ended the ingest stream early")
+            self._session.broken(error or early, time.monotonic())
             hold_s = self._session.hold_s(time.monotonic())
             self._condition.wait_for(lambda: self._over, hold_s)
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import grpc
 
-from shoal.errors import ClusterUnreachable, InvalidRequest, ShoalError
-from shoal.rpc.router.v1 import router_pb2_grpc
+from shoal.errors import Cancelled, ClusterUnreachable, InvalidRequest, ShoalError
+from shoal.rpc.router.v1 import router_pb2, router_pb2_grpc
 from shoal.wire.channels import channel_options
 from shoal.wire.errors import from_rpc_error
 
@@ -14,10 +14,39 @@ DEFAULT_TARGET = "127.0.0.1:50051"
 TARGET_VARIABLE = "SHOAL_TARGET"
 UNBOUNDED = -1
 
+WHO_IS_THERE = router_pb2.GetStatusRequest(router_only=True)
+"""Asks a router which routers there are, and whether it is about to end."""
+# Time for the answer, in seconds.
+ASK_S = 2.0
+NO_ANSWER = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.CANCELLED,
+)
+"""Of the question: any other failure is an answer, of a router that does not know."""
+
+# How gRPC's messages begin where no connection was there to send on (1.85, tests/wire).
+_NOT_CONNECTED = ("failed to connect to all addresses", "errors resolving", "DNS resolution failed")
+
 
 def resolve_target(target: str | None) -> str:
     """The target given, else the one in SHOAL_TARGET, else the default."""
     return target or os.environ.get(TARGET_VARIABLE) or DEFAULT_TARGET
+
+
+def target_addresses(target: str) -> list[str]:
+    """The addresses of a target: "a:1,b:2" names two.
+
+    Raises:
+        InvalidRequest: it names none.
+    """
+    addresses = [address.strip() for address in target.split(",") if address.strip()]
+    if not addresses:
+        raise InvalidRequest(
+            f"{target!r} names no router; give host:port, or several with commas between",
+            field="target",
+        )
+    return addresses
 
 
 def client_options() -> list[tuple[str, int]]:
@@ -49,9 +78,28 @@ class Rpcs:
         return getattr(search, rpc, None) or getattr(admin, rpc)
 
 
-def typed_error(error: grpc.RpcError, target: str) -> ShoalError:
-    """The failure of a call as one of Shoal's errors; names the target nobody answers at."""
+def typed_error(error: grpc.RpcError, address: str, *, cancelled_here: bool = False) -> ShoalError:
+    """The failure of a call as one of Shoal's errors.
+
+    Where nothing answers, the error names the address, and says as `connected` whether the
+    request may have got there: "no" or "maybe".
+
+    Args:
+        error: gRPC's.
+        address: of the router that was called.
+        cancelled_here: it was this side that cancelled the call, if anybody did.
+    """
     typed = from_rpc_error(error)
     if isinstance(typed, ClusterUnreachable):
-        return ClusterUnreachable(f"nothing answers at {target} ({typed.message})", target=target)
+        never_sent = typed.message.startswith(_NOT_CONNECTED)
+        return ClusterUnreachable(
+            f"nothing answers at {address} ({typed.message})",
+            target=address,
+            connected="no" if never_sent else "maybe",
+        )
+    if isinstance(typed, Cancelled) and not cancelled_here:
+        # grpc.aio drops so what arrives at the moment in which a server stops (1.85).
+        return ClusterUnreachable(
+            f"the router at {address} dropped the call", target=address, connected="maybe"
+        )
     return typed

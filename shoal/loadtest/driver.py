@@ -9,7 +9,9 @@ from typing import Any
 
 import grpc
 
-from shoal.client.transport import client_options
+from shoal.client.async_routers import AsyncRouters
+from shoal.client.transport import Rpcs, typed_error
+from shoal.errors import ShoalError
 from shoal.loadtest.core.latencies import Latencies
 from shoal.loadtest.core.report import ClientReport
 from shoal.loadtest.core.schedule import (
@@ -44,7 +46,7 @@ class Setup:
     """What a client is told once.
 
     Attributes:
-        target: "host:port" of a router.
+        target: "host:port" of a router, or several with commas between.
         messages: the requests.
         ingest_share: share of ingests, 0.0 to 1.0.
         deadline_s: time for each call.
@@ -90,17 +92,32 @@ def event_loop() -> asyncio.AbstractEventLoop:
     return asyncio.SelectorEventLoop(selectors.SelectSelector())
 
 
+class RawCalls:
+    """A router's calls that the load tester makes, by name: bytes in, bytes out."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self.channel = channel
+        self._calls: dict[str, Any] = {
+            "Search": channel.unary_unary(SEARCH),
+            "Ingest": channel.stream_stream(INGEST),
+            "GetStatus": Rpcs(channel)["GetStatus"],
+        }
+
+    def __getitem__(self, rpc: str) -> Any:
+        return self._calls[rpc]
+
+
 class Client:
-    """A connection to a router, and the calls under way on it. One step at a time.
+    """Connections to the routers, and the calls under way on them. One step at a time.
+
+    Calls are spread as those of `shoal.aio`, and never repeated: what fails counts.
 
     An async context manager.
     """
 
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
-        self._channel = grpc.aio.insecure_channel(setup.target, options=client_options())
-        self._search: Any = self._channel.unary_unary(SEARCH)
-        self._ingest: Any = self._channel.stream_stream(INGEST)
+        self._routers = AsyncRouters(setup.target, RawCalls)
         self._calls: set[asyncio.Task[None]] = set()
         self._broken: BaseException | None = None
         self._ingested = 0
@@ -108,11 +125,13 @@ class Client:
         self._since = _Since()
 
     async def __aenter__(self) -> "Client":
-        await asyncio.wait_for(self._channel.channel_ready(), CONNECT_S)
+        address, calls = self._routers.begin()
+        await asyncio.wait_for(calls.channel.channel_ready(), CONNECT_S)
+        self._routers.end(address, None)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._channel.close()
+        await self._routers.close()
 
     async def run(
         self, step: Step, begin_ns: int, tell: Callable[[Progress], None]
@@ -191,12 +210,15 @@ class Client:
                 done_ns = time.monotonic_ns()
             else:
                 body = self._setup.messages.searches[operation.question]
-                response = await self._search(body, timeout=self._setup.deadline_s)
+                response = await self._routers.call("Search", body, self._setup.deadline_s)
                 done_ns = time.monotonic_ns()
                 partial = is_partial(response)
-        except grpc.aio.AioRpcError as error:
+        except ShoalError as error:
             done_ns = time.monotonic_ns()
-            code = error.code().name
+            failure = error.__cause__
+            if not isinstance(failure, grpc.aio.AioRpcError):
+                raise
+            code = failure.code().name
         self._record(Outcome(due_ns, sent_ns, done_ns, code, partial, operation.ingest))
 
     async def _store(self, question: int) -> str:
@@ -208,10 +230,17 @@ class Client:
             document_id(setup.messages.prefix, setup.client, number),
             number,
         )
-        call = self._ingest(iter((setup.messages.ingest_start, document)), timeout=setup.deadline_s)
-        code = OK
-        async for response in call:
-            code = refusal(response) or code
+        parts = iter((setup.messages.ingest_start, document))
+        address, calls = self._routers.begin()
+        code, error = OK, None
+        try:
+            async for response in calls["Ingest"](parts, timeout=setup.deadline_s):
+                code = refusal(response) or code
+        except grpc.aio.AioRpcError as failure:
+            error = typed_error(failure, address)
+            raise error from failure
+        finally:
+            self._routers.end(address, error)
         return code
 
     def _record(self, outcome: Outcome) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import load
+from bench import load, overload, page_overload, report, slowed
 from shoal.rpc.router.v1 import router_pb2
 from shoal.wire.server import Context, GrpcServer, RawHandler
 
@@ -72,3 +72,76 @@ def test_quick_run_of_the_speed_benchmark(tmp_path: Path) -> None:
         assert least > 0.9 * checks["reply_bytes_expected"][group]
     assert {line["name"] for line in result["bars"]} >= {"SearchBatch of 64 / raw FAISS"}
     assert (tmp_path / "single.svg").read_text().startswith("<?xml")
+
+
+def test_processes_are_slowed_by_their_environment_alone() -> None:
+    """The wrapper is in place before anything is served, and nowhere else."""
+    code = (
+        "import shard_service.shard as s, encoder_service.backends.torch_backend as t;"
+        "print(s.Shard.search.__module__, t.TorchBackend.encode.__module__)"
+    )
+
+    def wrapped() -> list[str]:
+        command = [sys.executable, "-c", code]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+
+    with slowed.environment(**{slowed.SEARCH_VARIABLE: "0.5", slowed.ENCODE_VARIABLE: "0.5"}):
+        assert wrapped() == ["sitecustomize", "sitecustomize"]
+    assert wrapped() == ["shard_service.shard", "encoder_service.backends.torch_backend"]
+
+
+def load_of(goodput: float, p99_ms: float, refused: int = 0) -> dict[str, object]:
+    return {
+        "offered_qps": goodput,
+        "goodput_qps": goodput,
+        "errors_by_code": {"RESOURCE_EXHAUSTED": refused} if refused else {},
+        "p50_ms": p99_ms / 2,
+        "p99_ms": p99_ms,
+        "refusal_p99_ms": 3.0 if refused else None,
+        "resident_mib": {"router-0": 90.0},
+        "load_average": 1.0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("twice", "calm", "missed"),
+    [
+        (load_of(50, 300, 50), load_of(25, 100), set()),
+        (load_of(40, 300, 50), load_of(25, 100), {"x: goodput at 2x / peak"}),
+        (load_of(50, 500, 50), load_of(25, 100), {"x: p99 at 2x / p99 at 0.8x"}),
+        (load_of(50, 300, 50), load_of(25, 40), {"x: p99 beside an ingest / without"}),
+    ],
+)
+def test_bars_of_overload(
+    twice: dict[str, object], calm: dict[str, object], missed: set[str]
+) -> None:
+    steps = {"0.8": load_of(40, 200), "1.0": load_of(48, 250), "2.0": twice}
+    part = {
+        "capacity_qps": 50.0,
+        "steps": steps | dict.fromkeys(("5.0", "10.0"), load_of(50, 350, 200)),
+        "calm": calm,
+        "burst": load_of(50, 400, 100),
+        "after_burst": load_of(25, 50),
+        "with_ingest": load_of(25, 150),
+        "ingested_per_s": 1_000.0,
+        "hints": {
+            "refused": 4,
+            "typed": 4,
+            "least_retry_after_s": 0.1,
+            "most_retry_after_s": 0.2,
+        },
+    }
+    bars = overload.bars("x", part, 5_000.0)
+    assert {bar["name"] for bar in bars if not bar["reached"]} == missed
+    result = {
+        **report.surroundings(),
+        "sleep_s": {"a question": 0.02},
+        "step_s": 20.0,
+        "niceness": 0,
+        "echo_qps": 5_000.0,
+        "parts": {"shards": part},
+        "bars": bars,
+    }
+    page = page_overload.overload(result)
+    assert page.count("**no**") == len(missed)
+    assert "| 2 | " in page

@@ -17,12 +17,12 @@ from router.core.fanout import (
     NEVER,
     CancelCall,
     FanOut,
-    FanOutOptions,
     Finish,
     Query,
     RefreshTopology,
     Send,
 )
+from router.core.options import FanOutOptions
 from router.core.pacing import Pacing
 from shoal import kernels
 from shoal.errors import DeadlineExceeded, Overloaded, ShardUnavailable, ShoalError, StaleTopology

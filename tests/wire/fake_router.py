@@ -15,6 +15,7 @@ from shoal.errors import (
     EmptyText,
     InsufficientCoverage,
     LossMismatch,
+    RouterDraining,
     ShoalError,
 )
 from shoal.rpc.common.v1 import common_pb2
@@ -22,6 +23,7 @@ from shoal.rpc.router.v1 import router_pb2, router_pb2_grpc
 from shoal.settings import Limits
 from shoal.wire.arrays import matrix_from_message
 from shoal.wire.channels import channel_options
+from shoal.wire.draining import DRAINING
 from shoal.wire.errors import grpc_code, to_status, trailers
 
 SHARDS = 2
@@ -67,6 +69,9 @@ class FakeRouter(router_pb2_grpc.SearchServiceServicer, router_pb2_grpc.AdminSer
         self.loss = "records 7 to 9"
         self.hang: threading.Event | None = None
         self.time_left_s: dict[str, float] = {}
+        self.routers: list[str] = []
+        self.draining = False
+        self.drain_after: int | None = None
 
     # --- lifecycle -----------------------------------------------------------
 
@@ -103,6 +108,8 @@ class FakeRouter(router_pb2_grpc.SearchServiceServicer, router_pb2_grpc.AdminSer
             controller_reachable=True,
             desired={"router": 1, "server": self.server_count},
             pending=self.pending.pop(0) if self.pending else (),
+            routers=self.routers,
+            draining=self.draining,
         )
 
     def CreateCollection(self, request, context):
@@ -247,6 +254,8 @@ class FakeRouter(router_pb2_grpc.SearchServiceServicer, router_pb2_grpc.AdminSer
         self.streams.append(stream)
         yield router_pb2.IngestResponse(started=self.window)
         seen: set[str] = set()
+        if self.draining:
+            self._fail(context, RouterDraining("this router is ending"))
         limit = self.break_after.pop(0) if self.break_after else None
         last = self.end_after.pop(0) if self.end_after else None
         for request in requests:
@@ -266,6 +275,9 @@ class FakeRouter(router_pb2_grpc.SearchServiceServicer, router_pb2_grpc.AdminSer
             )
             if last is not None and len(seen) >= last:
                 return
+            if self.drain_after is not None and len(seen) >= self.drain_after:
+                self.draining = True
+                self._fail(context, RouterDraining("this router is ending"))
         stream.ended_by_client = True
 
     # --- within --------------------------------------------------------------------
@@ -366,6 +378,8 @@ class FakeRouter(router_pb2_grpc.SearchServiceServicer, router_pb2_grpc.AdminSer
         self.requests.append(request)
         left_s = context.time_remaining()
         self.time_left_s[rpc] = float("inf") if left_s is None else left_s
+        if self.draining:
+            context.set_trailing_metadata((DRAINING,))
         if self.hang is not None:
             self.hang.wait(10)
         if self.errors.get(rpc):
@@ -376,9 +390,8 @@ class FakeRouter(router_pb2_grpc.SearchServiceServicer, router_pb2_grpc.AdminSer
             self._fail(context, CollectionNotFound(f"no collection is named {name!r}"))
         return self.collections[name]
 
-    @staticmethod
-    def _fail(context, error: ShoalError) -> None:
-        context.set_trailing_metadata(trailers(error))
+    def _fail(self, context, error: ShoalError) -> None:
+        context.set_trailing_metadata(trailers(error) + (DRAINING,) * self.draining)
         context.abort(grpc_code(error.code), error.message)
 
 

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from prometheus_client import REGISTRY
 
+from router.settings import RouterSettings
 from shoal.errors import CollectionExists, LossMismatch
 from shoal.rpc.controller.v1 import controller_pb2
 from shoal.rpc.router.v1 import router_pb2
 from shoal.wire.errors import from_rpc_error
+from shoal.wire.server import QUIET_S
 from tests.wire.router_fakes import DIM, Cluster, FakeController, eventually, vector_request
 
 QUERY = np.ones(DIM, np.float32)
@@ -22,7 +24,7 @@ class Controlled:
     """A cluster with a controller, whose address is in the catalog."""
 
     def __init__(self) -> None:
-        self.cluster = Cluster()
+        self.cluster = Cluster(settings=RouterSettings(watch_retry_ms=20, drain_ms=60_000))
         self.controller = FakeController()
 
     async def __aenter__(self) -> "Controlled":
@@ -116,6 +118,34 @@ async def test_changes_of_size_go_to_the_controller() -> None:
         assert [each.request for each in world.controller.asked] == [scaling, moving, balancing]
         status = await world.cluster.admin.GetStatus(router_pb2.GetStatusRequest())
         assert (dict(status.desired), list(status.pending)) == ({"server": 3}, ["server-2 starts"])
+
+
+async def test_a_draining_router_waits_until_no_map_names_it() -> None:
+    async with Controlled() as world:
+        topology = world.topology("papers")
+        topology.routers.add(name="router-0", address=world.cluster.address)
+        await world.controller.publish(topology)
+        router = world.cluster.router
+        await eventually(lambda: bool(router._follower.message.routers))
+        ending = asyncio.create_task(router._drain())
+        done, _ = await asyncio.wait({ending}, timeout=2 * QUIET_S)
+        assert not done, "clients are still sent to it"
+        await world.controller.publish(world.topology("papers", version=11))
+        async with asyncio.timeout(10.0):
+            await ending
+
+
+async def test_a_draining_router_does_not_wait_for_a_controller_that_is_gone() -> None:
+    async with Controlled() as world:
+        topology = world.topology("papers")
+        topology.routers.add(name="router-0", address=world.cluster.address)
+        await world.controller.publish(topology)
+        router = world.cluster.router
+        await eventually(lambda: bool(router._follower.message.routers))
+        ending = asyncio.create_task(router._drain())
+        await world.controller.stop()
+        async with asyncio.timeout(10.0):
+            await ending
 
 
 async def test_without_a_controller_searches_go_on() -> None:

@@ -308,6 +308,27 @@ async def test_a_full_disk_or_a_damaged_log_ends_the_stream(error: Any) -> None:
         assert seen.reason == error.reason
 
 
+async def test_a_failure_while_the_stream_lingers_for_documents_ends_it() -> None:
+    """Nothing else is under way then that could wake the stream."""
+    settings = RouterSettings(watch_retry_ms=20, ingest_linger_ms=300)
+    async with Cluster(shards=1, settings=settings) as cluster:
+        server = cluster.servers[0]
+        server.write.gate.clear()
+        server.write.always = DiskFull("no room")
+        stream = Stream(cluster)
+        await stream.open()
+        await stream.send(document(1, "a", "text"))
+        await eventually(lambda: server.write.active == 1)
+        await stream.send(document(2, ""))
+        # Document 2 is refused at once: from then on the stream lingers for the next message.
+        await stream.until(1)
+        server.write.gate.set()
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            async with asyncio.timeout(10):
+                await stream.read()
+        assert from_rpc_error(raised.value).reason == "DISK_FULL"
+
+
 async def test_reading_stops_at_the_window() -> None:
     settings = RouterSettings(
         watch_retry_ms=20, ingest_window_documents=4, ingest_batch_documents=2

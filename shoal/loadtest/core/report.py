@@ -114,6 +114,7 @@ class Report:
             "goodput_qps": round(self.goodput_qps, 3),
             "latency_ms": tally.searches.as_json(),
             **({"ingest_latency_ms": tally.ingests.as_json()} if len(tally.ingests) else {}),
+            **({"refusal_latency_ms": tally.refusals.as_json()} if len(tally.refusals) else {}),
             "client": {
                 "processes": len(self.processor_shares),
                 "processor_share": round(max(self.processor_shares), 4),

@@ -14,6 +14,7 @@ from shoal.loadtest.core.latencies import Latencies
 
 OK = "OK"
 TIMED_OUT = "DEADLINE_EXCEEDED"
+REFUSED = "RESOURCE_EXHAUSTED"
 NOT_SENT = "NOT_SENT"
 LATE_NS = 10_000_000
 
@@ -54,6 +55,8 @@ class Tally:
             count with the time that they waited. Refusals are quick, and would
             make an overloaded cluster look fast.
         ingests: the same of ingests.
+        refusals: times of searches that were refused as overload, from leaving to the answer:
+            it says how fast the cluster refuses, whatever the client's own delay.
         lags: how long after its time each request left.
     """
 
@@ -67,6 +70,7 @@ class Tally:
     late: int = 0
     searches: Latencies = field(default_factory=Latencies)
     ingests: Latencies = field(default_factory=Latencies)
+    refusals: Latencies = field(default_factory=Latencies)
     lags: Latencies = field(default_factory=Latencies)
 
     def record(self, outcome: Outcome) -> None:
@@ -87,6 +91,8 @@ class Tally:
         if outcome.code in (OK, TIMED_OUT):
             times = self.ingests if outcome.ingest else self.searches
             times.record_ns(outcome.done_ns - outcome.due_ns)
+        elif outcome.code == REFUSED and not outcome.ingest:
+            self.refusals.record_ns(outcome.done_ns - outcome.sent_ns)
 
     def _holds(self, moment_ns: int) -> bool:
         return self.begin_ns <= moment_ns < self.end_ns
@@ -111,5 +117,6 @@ def merged(tallies: Iterable[Tally]) -> Tally:
         total.late += part.late
         total.searches.add(part.searches)
         total.ingests.add(part.ingests)
+        total.refusals.add(part.refusals)
         total.lags.add(part.lags)
     return total

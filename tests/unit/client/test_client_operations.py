@@ -8,8 +8,9 @@ import pytest
 
 from shoal.client import operations, requests
 from shoal.client.model import Answer, Span, StoredDocument
-from shoal.client.operations import RETRY_PAUSE_S, Call, LimitsCache, Operation, Pause
+from shoal.client.operations import Call, LimitsCache, Operation, Retry
 from shoal.errors import (
+    ClusterUnreachable,
     CollectionNotFound,
     DeadlineExceeded,
     EmptyText,
@@ -65,7 +66,7 @@ def scripted(*outcomes: Any) -> tuple[Callable[[Any], Any], list[Any]]:
 
     def respond(step: Any) -> Any:
         steps.append(step)
-        return None if isinstance(step, Pause) else left.pop(0)
+        return None if isinstance(step, Retry) else left.pop(0)
 
     return respond, steps
 
@@ -76,8 +77,7 @@ def scripted(*outcomes: Any) -> tuple[Callable[[Any], Any], list[Any]]:
 def test_a_read_is_repeated_once() -> None:
     respond, steps = scripted(ShardUnavailable("shard 1"), router_pb2.SearchResponse())
     assert isinstance(perform(operations.search(cache_of(), QUERY), respond), Answer)
-    assert [type(step) for step in steps] == [Call, Pause, Call]
-    assert steps[1].seconds == RETRY_PAUSE_S
+    assert [type(step) for step in steps] == [Call, Retry, Call]
     assert isinstance(steps[1].error, ShardUnavailable)
 
 
@@ -98,13 +98,19 @@ def test_what_cannot_help_is_not_repeated(error: ShoalError) -> None:
     assert len(steps) == 1
 
 
-def test_the_pause_is_at_least_what_the_cluster_asks() -> None:
-    respond, steps = scripted(Overloaded("busy", retry_after_s=2.5), router_pb2.SearchResponse())
-    perform(operations.search(cache_of(), QUERY), respond)
-    assert steps[1].seconds == 2.5
+def test_a_retry_that_may_not_be_raises_the_first_error() -> None:
+    first = Overloaded("busy")
+    respond, steps = scripted(first)
+    with pytest.raises(Overloaded) as raised:
+        perform(
+            operations.search(cache_of(), QUERY),
+            lambda step: first if isinstance(step, Retry) else respond(step),
+        )
+    assert raised.value is first
+    assert len(steps) == 1
 
 
-def test_writes_are_not_repeated() -> None:
+def changes() -> list[Operation[Any]]:
     request = requests.create_request(
         "papers",
         kind="single",
@@ -119,17 +125,36 @@ def test_writes_are_not_repeated() -> None:
         pool_factor=None,
     )
     loss = requests.accept_loss_request("papers", 0, "x")
-    for operation in (
+    build = requests.rebuild_request("papers", shards=3, index="", encoder="", code_bytes=None)
+    return [
         operations.create_collection(request),
         operations.drop_collection("papers"),
         operations.optimize("papers"),
         operations.accept_loss(loss),
         operations.delete(cache_of(), "papers", ["a"]),
-    ):
-        respond, steps = scripted(NotReady("starting"))
-        with pytest.raises(NotReady):
+        operations.rebuild(build),
+        operations.rollback("papers"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "error", [NotReady("starting"), ClusterUnreachable("gone", connected="maybe")]
+)
+def test_what_may_have_changed_something_is_not_repeated(error: ShoalError) -> None:
+    for operation in changes():
+        respond, steps = scripted(error)
+        with pytest.raises(type(error)):
             perform(operation, respond)
         assert len(steps) == 1
+
+
+def test_a_change_that_was_never_sent_is_repeated_once() -> None:
+    for operation in changes():
+        never_sent = ClusterUnreachable("nothing answers", connected="no")
+        respond, steps = scripted(never_sent, never_sent)
+        with pytest.raises(ClusterUnreachable):
+            perform(operation, respond)
+        assert [type(step) for step in steps] == [Call, Retry, Call]
 
 
 def test_limits_are_asked_for_once() -> None:

@@ -1,5 +1,7 @@
 """The batch planner: lanes, buckets, budgets, bounds, drops."""
 
+import itertools
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,6 +25,7 @@ from encoder_service.core.batching import (
 )
 
 MAX_TOKENS = 60
+MS = 1_000_000
 OPTIONS = PlannerOptions(
     batch_tokens={Lane.QUERY: 64, Lane.DOCUMENT: 128},
     queue_tokens={Lane.QUERY: 100, Lane.DOCUMENT: 200},
@@ -73,6 +76,30 @@ def test_queries_go_ahead_of_documents_that_came_first() -> None:
     assert run(planner) == [1]
 
 
+def test_documents_give_way_while_queries_come() -> None:
+    """A query waits for the batch under way, so that one takes no longer than a run of queries."""
+    planner = BatchPlanner(OPTIONS)
+    ids = itertools.count(1)
+
+    def batch_of_documents(now_ms: int) -> int:
+        documents = [item(next(ids), Lane.DOCUMENT, tokens=16, request=1) for _ in range(8)]
+        enqueue(planner, *documents)
+        count = len(run(planner, now_ms * MS))
+        planner.handle(BatchDone(lane=Lane.DOCUMENT, tokens=16 * count, elapsed_ns=count * 10 * MS))
+        planner.handle(Left(1))
+        return count
+
+    for _ in range(20):
+        assert batch_of_documents(0) == 8, "nobody waits"
+    for number in range(20):
+        enqueue(planner, item(next(ids), request=2))
+        run(planner, number * 10 * MS)
+        planner.handle(BatchDone(lane=Lane.QUERY, tokens=16, elapsed_ns=25 * MS))
+    assert batch_of_documents(300) == 2, "20 ms, where a query takes 25"
+    assert batch_of_documents(1_100) == 2
+    assert batch_of_documents(1_300) == 8, "no query for a second"
+
+
 def test_a_batch_holds_one_length_one_model_and_the_oldest_goes_first() -> None:
     planner = BatchPlanner(OPTIONS)
     enqueue(
@@ -106,7 +133,7 @@ def test_a_full_lane_refuses_with_a_hint_and_the_other_lane_takes() -> None:
     assert planner.handle(Arrived(2, Lane.QUERY, 1)) == [Refuse(2, pytest.approx(1.0))]
     assert planner.handle(Arrived(3, Lane.DOCUMENT, 1)) == []
     for _ in range(50):
-        planner.handle(BatchDone(tokens=200, elapsed_ns=1_000_000_000))
+        planner.handle(BatchDone(lane=Lane.QUERY, tokens=200, elapsed_ns=1_000_000_000))
     (refusal,) = planner.handle(Arrived(4, Lane.QUERY, 1))
     assert isinstance(refusal, Refuse)
     assert refusal.retry_after_s == pytest.approx(0.5, rel=0.01)

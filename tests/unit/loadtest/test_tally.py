@@ -71,11 +71,12 @@ def test_a_time_runs_from_the_intended_moment() -> None:
 
 def test_what_ran_out_of_time_counts_and_what_was_refused_does_not() -> None:
     timed_out = Outcome(0, 0, 900_000_000, "DEADLINE_EXCEEDED")
-    refused = Outcome(0, 0, 1_000, "RESOURCE_EXHAUSTED")
+    refused = Outcome(0, 2_000_000, 5_000_000, "RESOURCE_EXHAUSTED")
     tally = tally_of(timed_out, refused, Outcome(0, 0, 5_000_000, ingest=True))
     assert len(tally.searches) == 1
     assert tally.searches.percentile_ms(99.9) == pytest.approx(900, rel=1e-3)
     assert tally.ingests.percentile_ms(50) == pytest.approx(5, rel=1e-3)
+    assert tally.refusals.percentile_ms(50) == pytest.approx(3, rel=1e-3), "from leaving"
 
 
 def test_windows_must_be_one() -> None:

@@ -8,12 +8,12 @@ from router.core.fanout import (
     NEVER,
     CancelCall,
     FanOut,
-    FanOutOptions,
     Finish,
     Query,
     RefreshTopology,
     Send,
 )
+from router.core.options import FanOutOptions
 from router.core.pacing import Load, Pacing, hold_until
 from shoal.errors import EmptyText, Overloaded, ShardUnavailable, StaleTopology
 
@@ -76,6 +76,56 @@ def test_a_straggler_holds_the_next_round_only_so_long() -> None:
     assert len(of(fan_out.tick(11 * MS), Send)) == 2
 
 
+def usual(fan_out: FanOut[str], took_ms: int, from_ms: int = 0) -> None:
+    """One question after the other, which every shard answers in so long."""
+    for number in range(10):
+        begin = (from_ms + number * took_ms) * MS
+        for send in submit(fan_out, query(deadline_ms=10_000), now=begin):
+            fan_out.replied(send.attempt, "x", {}, begin + took_ms * MS)
+
+
+def test_a_shard_that_takes_as_long_as_always_is_no_straggler() -> None:
+    fan_out = core(busy_messages=1, straggler_wait_ns=10 * MS)
+    usual(fan_out, took_ms=50)
+    submit(fan_out, query("first", 10_000), now=1_000 * MS)
+    submit(fan_out, query("second", 10_000), now=1_001 * MS)
+    assert fan_out.wake_ns == 1_201 * MS, "four times 50 ms"
+
+
+def test_a_lane_that_is_not_patient_waits_as_it_is_told() -> None:
+    fan_out = core(busy_messages=1, straggler_wait_ns=10 * MS, patient=False)
+    usual(fan_out, took_ms=50)
+    submit(fan_out, query("first", 10_000), now=1_000 * MS)
+    submit(fan_out, query("second", 10_000), now=1_001 * MS)
+    assert fan_out.wake_ns == 1_011 * MS
+
+
+def test_the_door_closes_when_a_shard_answers_too_slowly() -> None:
+    fan_out = core([["a"]], busy_messages=99)
+    usual(fan_out, took_ms=20)
+    sends = [
+        send
+        for _ in range(30)
+        for send in submit(fan_out, query(deadline_ms=10_000), now=1_000 * MS)
+    ]
+    assert fan_out.refusal(10_000 * MS, 1_000 * MS) is None, "nothing is known of many"
+    for number, send in enumerate(sends[:10], 1):
+        fan_out.replied(send.attempt, "x", {}, (1_000 + 20 * number) * MS)
+    refusal = fan_out.refusal(10_000 * MS, 1_200 * MS)
+    assert refusal is not None
+    assert refusal.retry_after_s == pytest.approx(0.4, abs=0.1)
+
+
+def test_a_round_that_nobody_waits_for_any_more_is_a_lesson() -> None:
+    fan_out = core([["a"]], busy_messages=9)
+    usual(fan_out, took_ms=20)
+    for _ in range(30):
+        submit(fan_out, query(deadline_ms=1_300), now=1_000 * MS)
+    fan_out.tick(1_300 * MS)
+    assert fan_out.open_queries == 0
+    assert fan_out.limit < 30
+
+
 def test_a_shard_at_its_bound_is_missing_for_new_queries_and_no_more() -> None:
     fan_out = core(busy_messages=9, shard_messages=2)
     for _ in range(2):
@@ -85,6 +135,7 @@ def test_a_shard_at_its_bound_is_missing_for_new_queries_and_no_more() -> None:
     assert send.shard == 0
     (finish,) = of(fan_out.replied(send.attempt, "x", {}, 0), Finish)
     assert isinstance(finish.missing[0][1], Overloaded)
+    assert finish.missing[0][1].retry_after_s == pytest.approx(0.08)
 
 
 def test_a_deadline_ends_a_query_with_what_is_there() -> None:

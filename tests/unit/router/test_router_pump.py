@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from router.core.fanout import FanOutOptions, Finish, Query, Send
+from router.core.fanout import Finish, Query, Send
+from router.core.options import FanOutOptions
 from router.core.pacing import Pacing
 from router.pump import Outcome, Pump
 from shoal.errors import StaleTopology

@@ -122,7 +122,9 @@ class Topology(_message.Message):
 
     @_builtins.property
     def routers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Endpoint]:
-        """Routers that serve, ascending by name."""
+        """Routers that serve and do not drain, ascending by name; their addresses are those
+        at which clients reach them.
+        """
 
     def __init__(
         self,

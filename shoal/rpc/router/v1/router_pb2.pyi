@@ -2120,12 +2120,21 @@ class GetStatusResponse(_message.Message):
     OPEN_INGESTS_FIELD_NUMBER: _builtins.int
     DESIRED_FIELD_NUMBER: _builtins.int
     PENDING_FIELD_NUMBER: _builtins.int
+    ROUTERS_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    DRAINING_FIELD_NUMBER: _builtins.int
     topology_version: _builtins.int
     """Version of the topology that the answering router follows."""
     version: _builtins.str
     """Version of Shoal that the router runs."""
     controller_reachable: _builtins.bool
     """The controller answered; if not, processes and shards are as last known."""
+    address: _builtins.str
+    """The answering router's own such address; empty where it does not know it."""
+    draining: _builtins.bool
+    """The answering router is about to end: call another one. Every answer that it
+    still gives says so too, by `shoal-draining: 1` in its trailing metadata.
+    """
     @_builtins.property
     def processes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ProcessInfo]:
         """Processes: routers, encoders, servers, the controller."""
@@ -2152,6 +2161,12 @@ class GetStatusResponse(_message.Message):
         it is, and while the controller is away.
         """
 
+    @_builtins.property
+    def routers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Routers that serve, as host:port at which clients reach them, in the order of
+        their names; those that drain are left out. Empty where no router knows its own.
+        """
+
     def __init__(
         self,
         *,
@@ -2164,10 +2179,13 @@ class GetStatusResponse(_message.Message):
         open_ingests: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         desired: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         pending: _abc.Iterable[_builtins.str] | None = ...,
+        routers: _abc.Iterable[_builtins.str] | None = ...,
+        address: _builtins.str = ...,
+        draining: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collections", b"collections", "controller_reachable", b"controller_reachable", "desired", b"desired", "limits", b"limits", "open_ingests", b"open_ingests", "pending", b"pending", "processes", b"processes", "topology_version", b"topology_version", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "collections", b"collections", "controller_reachable", b"controller_reachable", "desired", b"desired", "draining", b"draining", "limits", b"limits", "open_ingests", b"open_ingests", "pending", b"pending", "processes", b"processes", "routers", b"routers", "topology_version", b"topology_version", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

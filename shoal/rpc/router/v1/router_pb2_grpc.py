@@ -124,7 +124,8 @@ class SearchServiceServicer:
     def Ingest(self, request_iterator, context):
         """Stores documents. The first message is `start`; then documents, answered
         one by one as they become durable. A client keeps at most the announced
-        window of documents unanswered. RESOURCE_EXHAUSTED (DISK_FULL) ends it.
+        window of documents unanswered. RESOURCE_EXHAUSTED (DISK_FULL) ends it, and so
+        does UNAVAILABLE (ROUTER_DRAINING): go on at another router.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

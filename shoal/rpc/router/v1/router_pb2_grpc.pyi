@@ -60,7 +60,8 @@ class SearchServiceStub:
     Ingest: _grpc.StreamStreamMultiCallable[_router_pb2.IngestRequest, _router_pb2.IngestResponse]
     """Stores documents. The first message is `start`; then documents, answered
     one by one as they become durable. A client keeps at most the announced
-    window of documents unanswered. RESOURCE_EXHAUSTED (DISK_FULL) ends it.
+    window of documents unanswered. RESOURCE_EXHAUSTED (DISK_FULL) ends it, and so
+    does UNAVAILABLE (ROUTER_DRAINING): go on at another router.
     """
     Get: _grpc.UnaryUnaryMultiCallable[_router_pb2.GetRequest, _router_pb2.GetResponse]
     """Documents by id."""
@@ -99,7 +100,8 @@ class SearchServiceAsyncStub(SearchServiceStub):
     Ingest: _aio.StreamStreamMultiCallable[_router_pb2.IngestRequest, _router_pb2.IngestResponse]  # type: ignore[assignment]
     """Stores documents. The first message is `start`; then documents, answered
     one by one as they become durable. A client keeps at most the announced
-    window of documents unanswered. RESOURCE_EXHAUSTED (DISK_FULL) ends it.
+    window of documents unanswered. RESOURCE_EXHAUSTED (DISK_FULL) ends it, and so
+    does UNAVAILABLE (ROUTER_DRAINING): go on at another router.
     """
     Get: _aio.UnaryUnaryMultiCallable[_router_pb2.GetRequest, _router_pb2.GetResponse]  # type: ignore[assignment]
     """Documents by id."""
@@ -165,7 +167,8 @@ class SearchServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_router_pb2.IngestResponse], _abc.AsyncIterator[_router_pb2.IngestResponse]]:
         """Stores documents. The first message is `start`; then documents, answered
         one by one as they become durable. A client keeps at most the announced
-        window of documents unanswered. RESOURCE_EXHAUSTED (DISK_FULL) ends it.
+        window of documents unanswered. RESOURCE_EXHAUSTED (DISK_FULL) ends it, and so
+        does UNAVAILABLE (ROUTER_DRAINING): go on at another router.
         """
 
     @_abc_1.abstractmethod
