@@ -1,6 +1,6 @@
 """Which routers clients are told of, and at which addresses."""
 
-from deploy.core.state import Desired, Observed, Phase, Process, Role
+from deploy.core.state import Desired, Observed, Phase, Process, ProcessSpec, Role
 from deploy.core.topology import Topology, next_topology
 
 
@@ -11,7 +11,8 @@ def router(name: str, **parts: object) -> Process:
 
 def told(*processes: Process) -> list[tuple[str, str]]:
     observed = Observed({process.name: process for process in processes})
-    topology = next_topology(Desired(()), observed, Topology(), counts_due=False)
+    wanted = tuple(ProcessSpec(process.name, process.role) for process in processes)
+    topology = next_topology(Desired(wanted), observed, Topology(), counts_due=False)
     return [(each.name, each.address) for each in (topology or Topology()).routers]
 
 
