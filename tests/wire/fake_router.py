@@ -108,10 +108,10 @@ class FakeRouter(router_pb2_grpc.SearchServiceServicer, router_pb2_grpc.AdminSer
             limits={name: getattr(self.limits, name) for name in Limits.__dataclass_fields__},
             version="0.1.0",
             controller_reachable=True,
-            routers=self.routers,
-            draining=self.draining,
             desired={"router": 1, "server": self.server_count},
             pending=self.pending.pop(0) if self.pending and not request.router_only else (),
+            routers=self.routers,
+            draining=self.draining,
         )
 
     def CreateCollection(self, request, context):
@@ -375,6 +375,10 @@ class FakeRouter(router_pb2_grpc.SearchServiceServicer, router_pb2_grpc.AdminSer
                 for shard in range(SHARDS)
             ],
         )
+
+    def last(self, kind):
+        """The newest request of a kind: clients also ask which routers there are."""
+        return next(each for each in reversed(self.requests) if isinstance(each, kind))
 
     def _begin(self, rpc, request, context) -> None:
         self.requests.append(request)

@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 from deploy.cli import app
 from shoal.errors import CorruptLog, ShardUnavailable
 from shoal.rpc.common.v1 import common_pb2
+from shoal.rpc.router.v1 import router_pb2
 from shoal.settings import Limits
 from tests.wire.fake_router import FakeRouter, running
 
@@ -58,7 +59,7 @@ def test_collections(router: FakeRouter) -> None:
     options = ("--encoder", "none", "--dim", "8", "--similarity", "l2", "--chunk-tokens", "0")
     vectors = shoal("create", "vectors", *options, "--shards", "3")
     assert (vectors.exit_code, "vectors" in vectors.stdout) == (0, True)
-    request = router.requests[-1]
+    request = router.last(router_pb2.CreateCollectionRequest)
     assert (request.dim, request.shards, request.HasField("chunk_tokens")) == (8, 3, True)
     assert [item["name"] for item in json.loads(shoal("ls", "--json").stdout)["collections"]] == [
         "papers",
@@ -281,7 +282,7 @@ def test_scaling_shows_what_is_left_until_nothing_is(router: FakeRouter) -> None
         "server-1 starts",
         "papers/0 moves from server-0 to server-1",
     ]
-    request = router.requests[-3]
+    request = router.last(router_pb2.ScaleRequest)
     assert (request.servers, request.routers, request.HasField("encoders")) == (2, 1, False)
     drained = shoal("drain", "server-1", "--json")
     assert json.loads(drained.stdout) == {
@@ -308,8 +309,8 @@ def test_a_change_that_is_not_done_in_time_says_so(router: FakeRouter) -> None:
 
 def test_moving_and_rebalancing(router: FakeRouter) -> None:
     assert "7,000" in shoal("move", "papers", "0", "--to", "server-1").stdout
-    assert router.requests[-2].to_server == "server-1"
+    assert router.last(router_pb2.MoveShardRequest).to_server == "server-1"
     plan = shoal("rebalance", "--dry-run", "--json")
     assert [move["to_server"] for move in json.loads(plan.stdout)] == ["server-1"]
-    assert router.requests[-1].dry_run
+    assert router.last(router_pb2.RebalanceRequest).dry_run
     assert "done" in shoal("rebalance").stdout

@@ -341,9 +341,9 @@ def test_changes_of_size(client: Any, router: FakeRouter) -> None:
     assert seen.desired == {"router": 1, "server": 4}
     assert seen.pending[0] == "server-1 starts"
     client.drain("server-3")
-    assert router.requests[-1].drain == "server-3"
+    assert router.last(router_pb2.ScaleRequest).drain == "server-3"
     assert client.move("papers", 1, "server-1").from_server == "server-0"
-    assert router.requests[-1].shard == 1
+    assert router.last(router_pb2.MoveShardRequest).shard == 1
     assert len(client.rebalance(dry_run=True)) == 1
     with pytest.raises(InvalidRequest, match="servers is -1"):
         client.scale(servers=-1)

@@ -67,7 +67,7 @@ def loads(world: World) -> dict[str, int]:
 
 
 @given(changes(), st.data())
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 def test_a_change_of_servers_interrupts_nothing(
     change: tuple[World, list[str]], data: st.DataObject
 ) -> None:
@@ -94,7 +94,7 @@ def test_a_change_of_servers_interrupts_nothing(
 
 
 @given(changes(), st.integers(0, 8), st.data())
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 def test_a_change_of_servers_ends_though_servers_die_half_way(
     change: tuple[World, list[str]], rounds: int, data: st.DataObject
 ) -> None:

@@ -96,7 +96,7 @@ def make_serving(world: World) -> None:
 
 
 @given(worlds())
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 def test_converges_from_any_state(world: World) -> None:
     make_serving(world)
     world.settle()
@@ -105,7 +105,7 @@ def test_converges_from_any_state(world: World) -> None:
 
 
 @given(worlds(), st.data())
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 def test_converges_after_any_failures(world: World, data: st.DataObject) -> None:
     make_serving(world)
     for _ in range(data.draw(st.integers(1, 6))):

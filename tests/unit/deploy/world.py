@@ -126,7 +126,9 @@ class World:
         address, phase = f"h:{incarnation}", Phase.RUNNING
         process = Process(spec.name, spec.role, phase, incarnation, address)
         self.seen[spec.name] = (
-            replace(process, serving=True, reported=True) if works else self.dead(spec, incarnation)
+            replace(process, serving=True, reported=True, advertised=address)
+            if works
+            else self.dead(spec, incarnation)
         )
 
     def stop(self, name: str) -> None:
