@@ -47,7 +47,7 @@ BENCH_DATA ?= ../shared/data
 
 .PHONY: bench-peers bench-single bench-quality bench-ingest bench-encoder bench-tokens bench-maxsim \
 	bench-colbert bench-colbert-large bench-late-peers bench-late-scale \
-	bench-ray-faults bench-overload
+	bench-ray-faults bench-overload bench-horizontal
 
 bench-peers: $(BENCH_VENV)/.installed
 
@@ -108,4 +108,8 @@ bench-ray-faults: install
 
 bench-overload: install
 	$(BIN)/python -m bench.overload
+	$(BIN)/python -m bench.page
+
+bench-horizontal: install
+	$(BIN)/python -m bench.horizontal
 	$(BIN)/python -m bench.page

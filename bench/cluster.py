@@ -55,24 +55,27 @@ class Cluster:
 
 
 @contextmanager
-def running(shards: int, encoders: int, ray: str = "") -> Iterator[Cluster]:
+def running(shards: int, encoders: int, ray: str = "", routers: int = 1) -> Iterator[Cluster]:
     """Starts plain processes in a folder of their own; stops and removes them after.
 
     Args:
         shards: shard server processes.
         encoders: encoder processes; 0 where vectors are given.
         ray: address of a Ray cluster whose actors they are to be instead.
+        routers: router processes.
 
     Raises:
         RuntimeError: the cluster did not come up; the message has its output.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))  # so that the cluster ends too
     port, metrics_port = free_port(), free_port()
-    environment = {**os.environ, "SHOAL_ROUTER_METRICS_PORT": str(metrics_port)}
+    # Several routers cannot have one port; then nobody reads their metrics here.
+    own = {"SHOAL_ROUTER_METRICS_PORT": str(metrics_port)} if routers == 1 else {}
+    environment = {**os.environ, **own}
     with tempfile.TemporaryDirectory(prefix="shoal-bench-") as data:
         how = f"--ray={ray}" if ray else "--no-ray"
         command = ["up", how, "--detach", f"--data={data}", f"--port={port}"]
-        counts = [f"--shards={shards}", f"--encoders={encoders}"]
+        counts = [f"--shards={shards}", f"--encoders={encoders}", f"--routers={routers}"]
         try:
             told = _shoal([*command, *counts], environment, START_TIMEOUT_S)
             target = told.rpartition("Shoal serves at ")[2].partition(";")[0]

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bench import page_late, page_overload
+from bench import page_horizontal, page_late, page_overload
 from bench.page_parts import bars, surroundings, table
 from bench.report import RESULTS, ROOT
 
@@ -30,6 +30,7 @@ it: read the ratios, which are of one run on the same cores, load generator incl
 | `make bench-colbert-large` | the same with 60,000 documents resampled from it | 30 min |
 | `make bench-late-peers` | kind colbert beside xtr-warp-rs and fast-plaid, in process | 2 h |
 | `make bench-late-scale` | kind colbert by corpus size, to 300,000 documents | 15 min |
+| `make bench-horizontal` | shards and routers that sleep: rate and tail by their number | 12 min |
 | `make bench-ray-faults` | a Ray node killed, and Ray's head: what goes on, for how long | 10 min |
 | `make bench-maxsim` | the MaxSim kernels: tokens a second on one core | 1 min |
 | `make bench-overload` | up to ten times what slowed shards, or an encoder, can bear | 7 min |
@@ -238,6 +239,7 @@ SECTIONS = {
     "colbert-large": page_late.colbert_large,
     "late-peers-scifact": page_late.peers,
     "late_scale": page_late.scale,
+    "horizontal": page_horizontal.horizontal,
     "ray_faults": ray_faults,
     "overload": page_overload.overload,
 }

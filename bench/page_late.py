@@ -34,7 +34,7 @@ def _kept(name: str, corpus: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
             quality = (f"{exact['ndcg@10']:.4f}", "", f"{exact['overlap@10 with exact']:.3f}")
             yield name, factor, "exact", size, *quality, *[""] * 3
         for code_bytes, tier in found["tiers"].items():
-            lost, pruned = tier["ndcg@10 lost"], tier["pruned"]
+            lost = tier["ndcg@10 lost"]
             yield (
                 name,
                 factor,
@@ -43,10 +43,18 @@ def _kept(name: str, corpus: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
                 f"{tier['ndcg@10']:.4f}",
                 f"{lost['mean']:.4f} ± {lost['standard_error']:.4f}",
                 f"{tier['overlap@10 with exact']:.3f}",
-                f"{pruned['refined']} ({pruned['tokens_refined']:.1%} of the tokens)",
-                f"{pruned['overlap@10 with exact']:.3f}",
+                *_pruned(tier.get("pruned")),
                 f"{tier['trained_s']:.0f} + {tier['encoded_s']:.0f}",
             )
+
+
+def _pruned(found: dict[str, Any] | None) -> tuple[str, str]:
+    if found is None:
+        return "", ""
+    return (
+        f"{found['refined']} ({found['tokens_refined']:.1%} of the tokens)",
+        f"{found['overlap@10 with exact']:.3f}",
+    )
 
 
 def colbert(result: dict[str, Any]) -> str:

@@ -1,7 +1,8 @@
 """Slows the processes that run with this folder on PYTHONPATH, asleep and not on a core.
 
 Python imports `sitecustomize` at start. A search takes BENCH_SEARCH_S longer for each
-question of its message; a run of an encoder's model takes BENCH_ENCODE_S for each text, and
+question of its message, and by chance (BENCH_SLOW_SHARE of the questions) BENCH_SLOW_S on
+top; a run of an encoder's model takes BENCH_ENCODE_S for each text, and
 as much again for each hundred tokens that the texts are padded to, or longer if it does
 take longer. So what such a cluster bears is known, and is far below what this machine's
 cores would. Nothing in the product knows of it.
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 SEARCH_VARIABLE = "BENCH_SEARCH_S"
+SLOW_SHARE_VARIABLE, SLOW_VARIABLE = "BENCH_SLOW_SHARE", "BENCH_SLOW_S"
 ENCODE_VARIABLE = "BENCH_ENCODE_S"
 
 

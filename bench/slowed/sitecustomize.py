@@ -4,6 +4,7 @@ import importlib.abc
 import importlib.machinery
 import importlib.util
 import os
+import random
 import sys
 import time
 from collections.abc import Callable
@@ -11,18 +12,21 @@ from types import ModuleType
 from typing import Any
 
 SEARCH_S = float(os.environ.get("BENCH_SEARCH_S", "0"))
+SLOW_SHARE = float(os.environ.get("BENCH_SLOW_SHARE", "0"))
+SLOW_S = float(os.environ.get("BENCH_SLOW_S", "0"))
 ENCODE_S = float(os.environ.get("BENCH_ENCODE_S", "0"))
 
 
 def _search(module: ModuleType) -> None:
     honest = module.Shard.search
+    chance = random.Random(os.getpid())
 
     def slowed(shard: Any, view: Any, queries: Any, top_k: Any, wanted: Any) -> Any:
         end = time.monotonic()
         for _ in range(len(queries)):
             if not wanted().any():
                 break
-            end += SEARCH_S
+            end += SEARCH_S + (SLOW_S if chance.random() < SLOW_SHARE else 0.0)
             time.sleep(max(0.0, end - time.monotonic()))
         return honest(shard, view, queries, top_k, wanted)
 
