@@ -67,7 +67,7 @@ def test_a_build_outlives_a_kill_at_any_of_its_steps(victim: str) -> None:
     them the world outside of the controller is the same, and nothing else outlives it.
     """
     for effect in range(1, effects(Kind.SINGLE) + 1):
-        World(1, Dials(), Crash(victim, effect)).run()
+        assert World(1, Dials(), Crash(victim, effect)).run().flips >= 1
 
 
 @pytest.mark.slow
@@ -75,7 +75,7 @@ def test_a_build_outlives_a_kill_at_any_of_its_steps(victim: str) -> None:
 def test_a_trained_build_outlives_a_kill_at_any_of_its_steps(victim: str) -> None:
     """A rebuild, then a codec trained on what it built."""
     for effect in range(1, effects(Kind.COLBERT) + 1):
-        World(1, Dials(kind=Kind.COLBERT), Crash(victim, effect)).run()
+        assert World(1, Dials(kind=Kind.COLBERT), Crash(victim, effect)).run().flips >= 1
 
 
 # --- planted bugs -----------------------------------------------------------
